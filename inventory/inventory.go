@@ -1,0 +1,211 @@
+// Package inventory is the configuration file: the machines of the rack, their network, media and cluster.
+//
+// Raw YAML goes in, typed values come out: addresses are netip.Addr, MACs are comparable. A Config is
+// immutable once loaded; a changed file makes a new one. This package alone imports viper.
+package inventory
+
+import (
+	"net/netip"
+	"time"
+)
+
+// Config is one valid configuration. Treat it as read-only: it is shared by every part of the daemon.
+type Config struct {
+	Path     string // the file it came from; "" for the embedded default
+	Server   Server
+	Network  Network
+	Media    []Medium
+	Install  Install // the defaults; a machine's own are in Machine.Install
+	Cluster  Cluster
+	Machines []Machine // in the order of the file
+}
+
+// Server says where the daemon listens and keeps its state.
+type Server struct {
+	Interface  string     // the NIC on the provisioning network
+	Address    netip.Addr // IPv4; the zero Addr until resolved from the interface
+	HTTPPort   int        // boot plane, plain HTTP
+	HTTPSPort  int        // node plane, TLS
+	TFTPPort   int
+	DHCPPort   int    // 67 everywhere but in tests
+	DataDir    string // state, sockets, CA
+	LoadersDir string // boot loaders in place of, or in addition to, the embedded ones; "" for none
+}
+
+// DHCPMode says how DHCP is served.
+type DHCPMode string
+
+// The modes of network.dhcp.mode.
+const (
+	DHCPServer DHCPMode = "server" // the only DHCP server of the network
+	DHCPProxy  DHCPMode = "proxy"  // beside one: boot information only, no addresses (PXE 2.1 proxyDHCP)
+	DHCPOff    DHCPMode = "off"
+)
+
+// UnknownPolicy says what happens to a machine that is not in the list.
+type UnknownPolicy string
+
+// The policies of network.dhcp.unknown.
+const (
+	UnknownDiscover UnknownPolicy = "discover" // show it and boot it into a waiting screen until it is approved
+	UnknownIgnore   UnknownPolicy = "ignore"   // silence
+	UnknownEnroll   UnknownPolicy = "enroll"   // give it the next free slot of the list
+)
+
+// Network is the provisioning network.
+type Network struct {
+	Subnet           // the network of the server's own interface
+	Domain  string   // DNS domain handed out and written to hosts files; "" for none
+	NTP     []string // host names or addresses
+	Relayed []Subnet // further networks, reached through DHCP relay agents
+	DHCP    DHCP
+}
+
+// Subnet is one IPv4 network on which machines boot.
+type Subnet struct {
+	Prefix  netip.Prefix // masked
+	Gateway netip.Addr   // may be the zero Addr: no router is offered
+	DNS     []netip.Addr
+	Pool    Range // for unknown machines; the zero Range serves reservations only
+}
+
+// Range is an inclusive range of addresses. The zero Range is empty.
+type Range struct{ First, Last netip.Addr }
+
+// Contains tells whether the address lies in the range.
+func (r Range) Contains(a netip.Addr) bool {
+	return r.First.IsValid() && r.First.Compare(a) <= 0 && a.Compare(r.Last) <= 0
+}
+
+// IsZero tells whether the range is empty.
+func (r Range) IsZero() bool { return !r.First.IsValid() }
+
+// DHCP is how addresses are handed out.
+type DHCP struct {
+	Mode          DHCPMode
+	LeaseTime     time.Duration
+	Unknown       UnknownPolicy
+	ProbeInterval time.Duration // how often foreign DHCP servers are looked for; 0 only at start
+}
+
+// Medium is one installation medium: an ISO image, an unpacked tree in a directory, or a tree on a mirror.
+type Medium struct {
+	Name   string
+	ISO    string // path of the image
+	Dir    string // path of an unpacked tree
+	URL    string // of an unpacked tree on a mirror; machines fetch from there
+	SHA256 string // of the ISO, lower-case hex; "" for unchecked
+}
+
+// LocalBoot is the way in which a network boot loader hands over to the local disk.
+type LocalBoot string
+
+// The methods of local_boot.
+const (
+	LocalAuto    LocalBoot = "auto"    // the default for the machine's firmware: sanboot on BIOS, exit on UEFI
+	LocalExit    LocalBoot = "exit"    // leave the loader with an error, firmware tries its next boot entry
+	LocalSanboot LocalBoot = "sanboot" // iPXE boots the first BIOS drive itself
+	LocalGRUB    LocalBoot = "grub"    // chain GRUB, which looks for the disk's own loader
+	LocalSkip    LocalBoot = "skip"    // offer no loader at all: firmware gives up on the network by itself
+)
+
+// Install holds everything that a machine may override: how it boots and what is installed.
+type Install struct {
+	Profile           string
+	Medium            string // name in media; "" for the first
+	Disk              string
+	Timezone          string
+	RootPasswordHash  string // crypt(3); a secret: never printed
+	SSHAuthorizedKeys []string
+	Repos             map[string]Repo
+	KernelArgs        []string  // appended to the installer's kernel command line
+	Attempts          int       // installations tried before the machine is held
+	SecureBoot        bool      // offer the distribution's signed shim instead of iPXE
+	SecureBootDir     string    // directory with shim and GRUB; "" for the medium's EFI/BOOT
+	LocalBoot         LocalBoot // how an installed machine is sent to its disk
+}
+
+// Repo is one package repository.
+type Repo struct{ URL string }
+
+// Role is what a machine becomes in the cluster.
+type Role string
+
+// The roles.
+const (
+	RoleControlPlane Role = "control-plane"
+	RoleWorker       Role = "worker"
+)
+
+// Cluster is the Kubernetes cluster that the machines form.
+type Cluster struct {
+	Name                 string
+	KubernetesVersion    string
+	ImageRepository      string
+	PodCIDR              netip.Prefix
+	ServiceCIDR          netip.Prefix
+	ControlPlaneEndpoint string // host:port
+	CNI                  string
+	ProxyMode            string
+}
+
+// Machine is one entry of the list.
+type Machine struct {
+	Name    string
+	MAC     MAC // zero: a free slot for enrolment
+	IP      netip.Addr
+	Role    Role
+	Install Install // the install section with the machine's own keys laid over it
+}
+
+// ByMAC finds a machine by the hardware address of its boot NIC.
+func (c *Config) ByMAC(mac MAC) (*Machine, bool) {
+	if mac.IsZero() {
+		return nil, false
+	}
+	return c.find(func(m *Machine) bool { return m.MAC == mac })
+}
+
+// ByName finds a machine by its host name.
+func (c *Config) ByName(name string) (*Machine, bool) {
+	return c.find(func(m *Machine) bool { return m.Name == name })
+}
+
+// ByIP finds a machine by its reserved address.
+func (c *Config) ByIP(ip netip.Addr) (*Machine, bool) {
+	return c.find(func(m *Machine) bool { return m.IP == ip })
+}
+
+func (c *Config) find(match func(*Machine) bool) (*Machine, bool) {
+	for i := range c.Machines {
+		if match(&c.Machines[i]) {
+			return &c.Machines[i], true
+		}
+	}
+	return nil, false
+}
+
+// Medium finds a medium by name; "" is the first one.
+func (c *Config) Medium(name string) (*Medium, bool) {
+	for i := range c.Media {
+		if name == "" || c.Media[i].Name == name {
+			return &c.Media[i], true
+		}
+	}
+	return nil, false
+}
+
+// Subnets lists the server's own network and then the relayed ones.
+func (c *Config) Subnets() []Subnet {
+	return append([]Subnet{c.Network.Subnet}, c.Network.Relayed...)
+}
+
+// SubnetOf finds the network that an address belongs to.
+func (c *Config) SubnetOf(a netip.Addr) (Subnet, bool) {
+	for _, s := range c.Subnets() {
+		if s.Prefix.Contains(a) {
+			return s, true
+		}
+	}
+	return Subnet{}, false
+}

@@ -1,0 +1,155 @@
+package lifecycle
+
+import (
+	"cmp"
+	"context"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"rackstrap/inventory"
+)
+
+// EventsPerMachine is how many events a store keeps for each MAC (the zero MAC, the rack, included).
+const EventsPerMachine = 500
+
+// MemoryStore is a Store that forgets everything at exit: for tests and rehearsals.
+type MemoryStore struct {
+	mu        sync.Mutex
+	seq       uint64
+	records   map[string]Record
+	events    map[inventory.MAC][]Event
+	sightings map[inventory.MAC]Sighting
+	leases    map[netip.Addr]Lease
+}
+
+// NewMemoryStore returns an empty store.
+func NewMemoryStore() *MemoryStore {
+	return &MemoryStore{
+		records:   map[string]Record{},
+		events:    map[inventory.MAC][]Event{},
+		sightings: map[inventory.MAC]Sighting{},
+		leases:    map[netip.Addr]Lease{},
+	}
+}
+
+var _ Store = (*MemoryStore)(nil)
+
+// Records implements Store.
+func (s *MemoryStore) Records(context.Context) ([]Record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.SortedFunc(maps.Values(s.records), func(a, b Record) int { return cmp.Compare(a.Name, b.Name) }), nil
+}
+
+// Commit implements Store.
+func (s *MemoryStore) Commit(_ context.Context, rec Record, events ...Event) (Record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.records[rec.Name].Revision != rec.Revision {
+		return rec, ErrConflict
+	}
+	rec.Revision++
+	s.records[rec.Name] = rec
+	s.append(events)
+	return rec, nil
+}
+
+// Delete implements Store.
+func (s *MemoryStore) Delete(_ context.Context, rec Record, events ...Event) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.records[rec.Name].Revision != rec.Revision {
+		return ErrConflict
+	}
+	delete(s.records, rec.Name)
+	s.append(events)
+	return nil
+}
+
+// Append implements Store.
+func (s *MemoryStore) Append(_ context.Context, events []Event, sightings []Sighting) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.append(events)
+	for _, seen := range sightings {
+		s.sightings[seen.MAC] = seen
+	}
+	return nil
+}
+
+func (s *MemoryStore) append(events []Event) {
+	for _, e := range events {
+		s.seq++
+		e.Seq = s.seq
+		kept := append(s.events[e.MAC], e)
+		s.events[e.MAC] = kept[max(0, len(kept)-EventsPerMachine):]
+	}
+}
+
+// Events implements Store.
+func (s *MemoryStore) Events(_ context.Context, q EventQuery) ([]Event, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var found []Event
+	for mac, events := range s.events {
+		if !q.MAC.IsZero() && mac != q.MAC {
+			continue
+		}
+		for _, e := range events {
+			if e.Seq > q.After {
+				found = append(found, e)
+			}
+		}
+	}
+	slices.SortFunc(found, func(a, b Event) int { return cmp.Compare(a.Seq, b.Seq) })
+	if q.Limit > 0 {
+		found = found[max(0, len(found)-q.Limit):]
+	}
+	return found, nil
+}
+
+// Sightings implements Store.
+func (s *MemoryStore) Sightings(context.Context) ([]Sighting, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Values(s.sightings)), nil
+}
+
+// Forget implements Store.
+func (s *MemoryStore) Forget(_ context.Context, macs []inventory.MAC) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, mac := range macs {
+		delete(s.sightings, mac)
+		delete(s.events, mac)
+	}
+	return nil
+}
+
+// Leases implements Store.
+func (s *MemoryStore) Leases(context.Context) ([]Lease, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Collect(maps.Values(s.leases)), nil
+}
+
+// PutLease implements Store.
+func (s *MemoryStore) PutLease(_ context.Context, l Lease) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.leases[l.IP] = l
+	return nil
+}
+
+// DropLease implements Store.
+func (s *MemoryStore) DropLease(_ context.Context, ip netip.Addr) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.leases, ip)
+	return nil
+}
+
+// Close implements Store.
+func (s *MemoryStore) Close() error { return nil }

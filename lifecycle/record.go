@@ -1,0 +1,84 @@
+package lifecycle
+
+import (
+	"net/netip"
+	"time"
+
+	"rackstrap/inventory"
+)
+
+// Failure is why a machine failed.
+type Failure struct {
+	Phase     State  `json:"phase"`     // the state in which it failed
+	Reason    string `json:"reason"`    // one line for people; never a secret
+	Retryable bool   `json:"retryable"` // another installation may be tried
+}
+
+// Record is the persistent state of one machine of the list, keyed by its name.
+type Record struct {
+	Name       string        `json:"name"`
+	MAC        inventory.MAC `json:"mac"`                // of the hardware that the state belongs to
+	Enrolled   bool          `json:"enrolled,omitempty"` // the MAC was bound here by approve or enrolment, not by the list
+	State      State         `json:"state"`
+	Attempt    int           `json:"attempt"`               // counts armings and repeated installations, from 1; never falls
+	Tries      int           `json:"tries"`                 // installations begun since the operator last armed it
+	SecretHash string        `json:"secret_hash,omitempty"` // hex SHA-256 of the attempt's install token
+	Since      time.Time     `json:"since"`                 // when State or Attempt last changed
+	Failure    *Failure      `json:"failure,omitempty"`     // set while State is Failed
+	Revision   uint64        `json:"revision"`              // of the store; compare-and-swap
+}
+
+// Level says how much an event matters.
+type Level string
+
+// The levels.
+const (
+	Info  Level = "info"
+	Warn  Level = "warn"
+	Alarm Level = "alarm" // an operator should look
+)
+
+// Event is one line of a machine's timeline. Events are for people and never hold a secret.
+type Event struct {
+	Seq     uint64        `json:"seq"` // given by the store, rising over all machines
+	Time    time.Time     `json:"time"`
+	MAC     inventory.MAC `json:"mac"`               // zero: concerns the whole rack
+	Machine string        `json:"machine,omitempty"` // name in the list, if it has one
+	Attempt int           `json:"attempt,omitempty"`
+	Source  string        `json:"source"` // dhcp, tftp, http, lifecycle, operator, …
+	Kind    string        `json:"kind"`   // offer, ack, nak, loader, script, transition, …
+	Level   Level         `json:"level"`
+	Text    string        `json:"text"`
+}
+
+// Sighting is what the wire told about a machine, known or not.
+type Sighting struct {
+	MAC         inventory.MAC `json:"mac"`
+	First       time.Time     `json:"first"`
+	Last        time.Time     `json:"last"`
+	LastBoot    time.Time     `json:"last_boot,omitzero"`     // last network boot begun by firmware
+	DiskBoot    time.Time     `json:"disk_boot,omitzero"`     // last DHCP by an installed system: proof that the disk boots
+	VendorClass string        `json:"vendor_class,omitempty"` // option 60
+	Firmware    string        `json:"firmware,omitempty"`     // see assets.Firmware
+	UUID        string        `json:"uuid,omitempty"`         // option 97
+	Relay       netip.Addr    `json:"relay,omitzero"`         // giaddr
+	Hostname    string        `json:"hostname,omitempty"`     // option 12
+	Address     netip.Addr    `json:"address,omitzero"`       // last address handed out
+}
+
+// LeaseState tells what a pool address is used for.
+type LeaseState string
+
+// The lease states.
+const (
+	LeaseBound       LeaseState = "bound"       // acknowledged to a client
+	LeaseQuarantined LeaseState = "quarantined" // declined by a client or found in use: not handed out until it expires
+)
+
+// Lease is one address of a pool that is in use. Reservations are not leases: the list is their authority.
+type Lease struct {
+	IP      netip.Addr    `json:"ip"`
+	MAC     inventory.MAC `json:"mac"` // zero for a quarantined address
+	State   LeaseState    `json:"state"`
+	Expires time.Time     `json:"expires"`
+}

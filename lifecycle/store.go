@@ -1,0 +1,62 @@
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"rackstrap/inventory"
+)
+
+// ErrConflict is a commit of a record whose stored revision is another one: somebody was faster.
+var ErrConflict = errors.New("record was changed in between")
+
+// VersionError is a database that a newer Rackstrap wrote.
+type VersionError struct {
+	Path            string
+	Found, Supports int
+}
+
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("%s: database has version %d, this rackstrap reads up to version %d: use the newer rackstrap, or another server.data_dir",
+		e.Path, e.Found, e.Supports)
+}
+
+// EventQuery selects events.
+type EventQuery struct {
+	MAC   inventory.MAC // zero: of all machines
+	After uint64        // only events with a higher Seq
+	Limit int           // the newest so many; 0: all that are kept
+}
+
+// Store persists records, events, sightings and leases. When a method returns nil, what it was given is on
+// stable storage (fsync). All methods are safe for concurrent use; concurrent writers may share one fsync.
+type Store interface {
+	// Records returns every record.
+	Records(ctx context.Context) ([]Record, error)
+	// Commit stores rec, if rec.Revision is the stored one (0: no such record yet; else ErrConflict),
+	// together with the events, in one transaction. It returns rec with its new revision.
+	Commit(ctx context.Context, rec Record, events ...Event) (Record, error)
+	// Delete removes the record of that name, if the revision is the stored one, and appends the events.
+	Delete(ctx context.Context, rec Record, events ...Event) error
+
+	// Append stores events and sightings, which replace those of the same MAC. The store gives the events
+	// their Seq and keeps a bounded number per MAC, dropping the oldest.
+	Append(ctx context.Context, events []Event, sightings []Sighting) error
+	// Events returns the selected events, oldest first.
+	Events(ctx context.Context, q EventQuery) ([]Event, error)
+	// Sightings returns every sighting.
+	Sightings(ctx context.Context) ([]Sighting, error)
+	// Forget removes the sightings and the events of these MACs.
+	Forget(ctx context.Context, macs []inventory.MAC) error
+
+	// Leases returns every lease, expired ones included.
+	Leases(ctx context.Context) ([]Lease, error)
+	// PutLease stores a lease under its address.
+	PutLease(ctx context.Context, l Lease) error
+	// DropLease removes the lease of an address; none there is no error.
+	DropLease(ctx context.Context, ip netip.Addr) error
+
+	Close() error
+}

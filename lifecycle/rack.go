@@ -1,0 +1,367 @@
+// Package lifecycle is the state of every machine: one transition table, the decision what a machine boots
+// next, and its event log. It is the only owner of mutable state; all listeners ask it.
+package lifecycle
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"rackstrap/inventory"
+)
+
+// Options are the dependencies of a Rack.
+type Options struct {
+	Store Store
+	Log   *slog.Logger
+	Now   func() time.Time
+}
+
+// Rack holds the life of all machines. All methods are safe for concurrent use. What a method of the kind
+// "change something" returns without an error is on disk.
+type Rack struct {
+	store Store
+	log   *slog.Logger
+	now   func() time.Time
+
+	// change is held for reading by the transitions of single machines, which wait for the disk, and for
+	// writing by what concerns several machines at once. It is taken before mu, never after: deciding what
+	// a machine boots never waits for a disk.
+	change sync.RWMutex
+	// turns gives each machine's transitions an order, while those of different machines share an fsync.
+	turns turns
+
+	mu        sync.RWMutex
+	config    *inventory.Config
+	records   map[string]Record        // by machine name
+	names     map[inventory.MAC]string // MAC -> name: the list's, then those bound by approve or enrolment
+	sightings map[inventory.MAC]*sighting
+	leases    map[netip.Addr]Lease
+	leaseOf   map[inventory.MAC]netip.Addr
+
+	journal journal
+}
+
+type sighting struct {
+	Sighting
+	dirty bool
+}
+
+// New loads the state and reconciles it with the configuration: machines that are new in the list are armed.
+func New(ctx context.Context, cfg *inventory.Config, o Options) (*Rack, error) {
+	r := &Rack{
+		store: o.Store, log: o.Log, now: o.Now,
+		records:   map[string]Record{},
+		sightings: map[inventory.MAC]*sighting{},
+		leases:    map[netip.Addr]Lease{},
+		leaseOf:   map[inventory.MAC]netip.Addr{},
+	}
+	r.journal.init()
+	records, err := r.store.Records(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read records: %w", err)
+	}
+	for _, rec := range records {
+		r.records[rec.Name] = rec
+	}
+	seen, err := r.store.Sightings(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read sightings: %w", err)
+	}
+	for _, s := range seen {
+		r.sightings[s.MAC] = &sighting{Sighting: s}
+	}
+	leases, err := r.store.Leases(ctx)
+	if err != nil {
+		return nil, fmt.Errorf("read leases: %w", err)
+	}
+	for _, l := range leases {
+		r.indexLease(l)
+	}
+	if err := r.Reload(ctx, cfg); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+// Config is the configuration in force.
+func (r *Rack) Config() *inventory.Config {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.config
+}
+
+// Reload puts another configuration in force. Machines new in the list are armed; the states of the others
+// stay. A machine whose hardware is not the one that its state belongs to is held: a new NIC in a Ready
+// master must not wipe it.
+func (r *Rack) Reload(ctx context.Context, cfg *inventory.Config) error {
+	r.change.Lock()
+	defer r.change.Unlock()
+
+	for i := range cfg.Machines {
+		if err := r.adopt(ctx, cfg, &cfg.Machines[i]); err != nil {
+			return err
+		}
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.config = cfg
+	r.names = bindings(cfg, r.records)
+	return nil
+}
+
+// bindings maps MACs to names: the list's own, and those given to free slots.
+func bindings(cfg *inventory.Config, records map[string]Record) map[inventory.MAC]string {
+	names := map[inventory.MAC]string{}
+	for _, m := range cfg.Machines {
+		if rec, ok := records[m.Name]; ok && m.MAC.IsZero() && rec.Enrolled {
+			names[rec.MAC] = m.Name
+		}
+	}
+	for _, m := range cfg.Machines { // the list has the last word
+		if !m.MAC.IsZero() {
+			names[m.MAC] = m.Name
+		}
+	}
+	return names
+}
+
+// adopt makes sure that a machine of the list has a record that fits its hardware.
+func (r *Rack) adopt(ctx context.Context, cfg *inventory.Config, m *inventory.Machine) error {
+	if m.MAC.IsZero() {
+		return nil // a free slot, or bound to the MAC of its record
+	}
+	rec, known := r.records[m.Name]
+	if known && rec.MAC == m.MAC {
+		return nil
+	}
+	next := rec
+	next.Name, next.MAC, next.Enrolled = m.Name, m.MAC, false
+	previous, moved := r.installedAs(cfg, m)
+	switch {
+	case known && (rec.State.pastInstall() || rec.State == Failed):
+		next.State, next.Since = Failed, r.now()
+		next.Failure = &Failure{Phase: rec.State, Reason: fmt.Sprintf(
+			"the list gives it the MAC %s, but the hardware known so far has %s: `rackstrap reinstall %s` installs the new one",
+			m.MAC, rec.MAC, m.Name)}
+	case moved:
+		next.State, next.Since = Failed, r.now()
+		next.Attempt = max(next.Attempt, 1)
+		next.Failure = &Failure{Phase: previous.State, Reason: fmt.Sprintf(
+			"this hardware was installed as %s: `rackstrap reinstall %s` installs it under its new name", previous.Name, m.Name)}
+	default:
+		next.State, next.Attempt, next.Tries, next.Since, next.Failure = Armed, next.Attempt+1, 0, r.now(), nil
+	}
+	return r.commit(ctx, next, r.transitionEvent(rec, next, "listed"))
+}
+
+// installedAs finds the record of the same hardware under another name that the list no longer gives it.
+func (r *Rack) installedAs(cfg *inventory.Config, m *inventory.Machine) (Record, bool) {
+	for name, rec := range r.records {
+		if name == m.Name || rec.MAC != m.MAC || !rec.State.pastInstall() {
+			continue
+		}
+		if now, listed := cfg.ByName(name); listed && now.MAC == m.MAC {
+			continue
+		}
+		return rec, true
+	}
+	return Record{}, false
+}
+
+// commit writes a record and its events, and then shows it. The caller holds change, or the machine's turn.
+func (r *Rack) commit(ctx context.Context, rec Record, events ...Event) error {
+	stored, err := r.store.Commit(ctx, rec, events...)
+	if err != nil {
+		return fmt.Errorf("%s: store: %w", rec.Name, err)
+	}
+	r.mu.Lock()
+	r.records[rec.Name] = stored
+	if r.config != nil {
+		r.names = bindings(r.config, r.records)
+	}
+	r.mu.Unlock()
+	for _, e := range events {
+		r.journal.announce(e)
+		r.logEvent(e)
+	}
+	return nil
+}
+
+func (r *Rack) transitionEvent(from, to Record, why string) Event {
+	e := Event{Time: r.now(), MAC: to.MAC, Machine: to.Name, Attempt: to.Attempt,
+		Source: "lifecycle", Kind: string(to.State), Level: Info}
+	switch {
+	case to.State == Failed && to.Failure != nil:
+		e.Level = Alarm
+		e.Text = fmt.Sprintf("%s: %s", to.Failure.Phase, to.Failure.Reason)
+	case from.State == "":
+		e.Text = fmt.Sprintf("%s (%s)", to.State, why)
+	default:
+		e.Text = fmt.Sprintf("%s -> %s (%s), attempt %d", from.State, to.State, why, to.Attempt)
+	}
+	return e
+}
+
+// UnknownMachineError names a machine that is not in the list.
+type UnknownMachineError struct{ Name string }
+
+func (e *UnknownMachineError) Error() string { return fmt.Sprintf("no machine %q in the list", e.Name) }
+
+// Machine is the machine of the list that has this MAC, by the list or by enrolment; its MAC is filled in.
+func (r *Rack) Machine(mac inventory.MAC) (inventory.Machine, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.machine(mac)
+}
+
+func (r *Rack) machine(mac inventory.MAC) (inventory.Machine, bool) {
+	name, ok := r.names[mac]
+	if !ok {
+		return inventory.Machine{}, false
+	}
+	listed, ok := r.config.ByName(name)
+	if !ok {
+		return inventory.Machine{}, false
+	}
+	m := *listed
+	m.MAC = mac
+	return m, true
+}
+
+// MACByIP is the hardware that an address was given to: by reservation, else by lease, else by the last
+// DHCP exchange seen.
+func (r *Rack) MACByIP(ip netip.Addr) (inventory.MAC, bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if listed, ok := r.config.ByIP(ip); ok {
+		mac := listed.MAC
+		if mac.IsZero() {
+			mac = r.records[listed.Name].MAC
+		}
+		return mac, !mac.IsZero()
+	}
+	if l, ok := r.leases[ip]; ok && l.State == LeaseBound {
+		return l.MAC, true
+	}
+	return inventory.MAC{}, false
+}
+
+// Decision is what a machine boots next, and why.
+type Decision struct {
+	Action  Action
+	MAC     inventory.MAC
+	Listed  bool              // Machine and Record are valid
+	Machine inventory.Machine // from the list
+	Record  Record
+	Reason  string // one line for people: on screens, in refusals
+}
+
+// Decide derives what the machine boots next. It is the one place where this is decided.
+func (r *Rack) Decide(mac inventory.MAC) Decision {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.decide(mac)
+}
+
+func (r *Rack) decide(mac inventory.MAC) Decision {
+	d := Decision{MAC: mac}
+	m, listed := r.machine(mac)
+	if !listed {
+		if r.config.Network.DHCP.Unknown == inventory.UnknownIgnore {
+			d.Action, d.Reason = ActionIgnore, fmt.Sprintf("%s is not in the list, and unknown machines are ignored", mac)
+			return d
+		}
+		d.Action, d.Reason = ActionDiscover, fmt.Sprintf("%s is not in the list", mac)
+		return d
+	}
+	d.Listed, d.Machine, d.Record = true, m, r.records[m.Name]
+	rec := d.Record
+	limit := m.Install.Attempts
+	switch state := rec.State; {
+	case rec.MAC != mac:
+		d.Action, d.Reason = ActionHold, fmt.Sprintf("%s: its state belongs to other hardware (%s)", m.Name, rec.MAC)
+	case state == Armed:
+		d.Action, d.Reason = ActionInstall, fmt.Sprintf("%s is armed", m.Name)
+	case state == Installing && rec.Tries < limit:
+		d.Action, d.Reason = ActionInstall, fmt.Sprintf("%s did not finish installation %d of %d", m.Name, rec.Tries, limit)
+	case state == Installing:
+		d.Action, d.Reason = ActionHold, fmt.Sprintf("%s was installed %d times without success: `rackstrap reinstall %s` tries again", m.Name, rec.Tries, m.Name)
+	case rec.retries(limit):
+		d.Action, d.Reason = ActionInstall, fmt.Sprintf("%s failed, installation %d of %d follows", m.Name, rec.Tries+1, limit)
+	case state == Failed:
+		d.Action, d.Reason = ActionHold, fmt.Sprintf("%s failed: %s", m.Name, rec.Failure.Reason)
+	case state.pastInstall():
+		d.Action, d.Reason = ActionLocalDisk, fmt.Sprintf("%s is %s", m.Name, state)
+	default:
+		d.Action, d.Reason = ActionHold, fmt.Sprintf("%s is in no state that boots (%q)", m.Name, state)
+	}
+	return d
+}
+
+// retries tells whether a failed machine is installed again by itself.
+func (rec Record) retries(limit int) bool {
+	return rec.State == Failed && rec.Failure != nil && rec.Failure.Retryable &&
+		rec.Failure.Phase == Installing && rec.Tries < limit
+}
+
+// Status is everything about one machine that the operator may want to see: a copy.
+type Status struct {
+	Name     string            `json:"name,omitempty"`
+	MAC      inventory.MAC     `json:"mac"`
+	Machine  inventory.Machine `json:"-"`
+	IP       netip.Addr        `json:"ip,omitzero"`
+	Role     inventory.Role    `json:"role,omitempty"`
+	State    State             `json:"state"`
+	Action   Action            `json:"action"`
+	Reason   string            `json:"reason"`
+	Record   Record            `json:"record,omitzero"`
+	Sighting Sighting          `json:"seen,omitzero"`
+}
+
+// Machines lists the machines of the list, in its order, and then those discovered, the latest first.
+func (r *Rack) Machines() []Status {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	var all []Status
+	for _, m := range r.config.Machines {
+		st := Status{Name: m.Name, Machine: m, IP: m.IP, Role: m.Role, MAC: m.MAC}
+		if rec, ok := r.records[m.Name]; ok && (m.MAC == rec.MAC || m.MAC.IsZero() && rec.Enrolled) {
+			st.MAC, st.Record, st.State = rec.MAC, rec, rec.State
+			st.Record.SecretHash = ""
+		}
+		if st.MAC.IsZero() {
+			st.Reason = "a free slot"
+		} else {
+			d := r.decide(st.MAC)
+			st.Action, st.Reason = d.Action, d.Reason
+			if s, ok := r.sightings[st.MAC]; ok {
+				st.Sighting = s.Sighting
+			}
+		}
+		all = append(all, st)
+	}
+	var found []Status
+	for mac, s := range r.sightings {
+		if _, listed := r.names[mac]; listed {
+			continue
+		}
+		d := r.decide(mac)
+		found = append(found, Status{MAC: mac, IP: s.Address, State: Discovered, Action: d.Action, Reason: d.Reason, Sighting: s.Sighting})
+	}
+	slices.SortFunc(found, func(a, b Status) int {
+		if c := b.Sighting.Last.Compare(a.Sighting.Last); c != 0 {
+			return c
+		}
+		return slices.Compare(a.MAC[:], b.MAC[:])
+	})
+	return append(all, found...)
+}
+
+// errNoMAC is an operation on a slot without hardware.
+var errNoMAC = errors.New("no hardware has this slot yet: approve a discovered machine for it")

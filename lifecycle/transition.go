@@ -1,0 +1,314 @@
+package lifecycle
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"errors"
+	"fmt"
+
+	"rackstrap/inventory"
+)
+
+// Errors about an attempt's secret.
+var (
+	// ErrSuperseded is a call that belongs to an older attempt: 410.
+	ErrSuperseded = errors.New("this attempt was superseded by a newer one")
+	// ErrBadSecret is a token that is not the attempt's: 401.
+	ErrBadSecret = errors.New("token is not valid for this attempt")
+)
+
+// NotInstallingError is a request for installation secrets by a machine that is not to be installed.
+type NotInstallingError struct{ Reason string }
+
+func (e *NotInstallingError) Error() string { return "not to be installed: " + e.Reason }
+
+// Apply makes one transition of the named machine, on behalf of its current attempt. It returns once the
+// new state is on disk. A trigger that changes nothing (a repeated report) writes nothing.
+func (r *Rack) Apply(ctx context.Context, name string, t Trigger, why string) (Record, error) {
+	return r.update(ctx, name, why, func(rec *Record) error {
+		to, err := Next(rec.State, t)
+		if err != nil {
+			return named(err, rec.Name)
+		}
+		rec.State = to
+		return nil
+	})
+}
+
+// Fail notes that the machine's current phase failed.
+func (r *Rack) Fail(ctx context.Context, name, reason string, retryable bool) (Record, error) {
+	return r.update(ctx, name, "failed", func(rec *Record) error { return rec.fail(Fail, reason, retryable) })
+}
+
+// Hold leaves a machine alone from now on: it boots its disk until the operator reinstalls it.
+func (r *Rack) Hold(ctx context.Context, name string) (Record, error) {
+	return r.update(ctx, name, "operator", func(rec *Record) error {
+		return rec.fail(Hold, fmt.Sprintf("held by the operator; `rackstrap reinstall %s` arms it again", rec.Name), false)
+	})
+}
+
+func (rec *Record) fail(t Trigger, reason string, retryable bool) error {
+	to, err := Next(rec.State, t)
+	if err != nil {
+		return named(err, rec.Name)
+	}
+	phase := rec.State
+	if phase == Failed && rec.Failure != nil {
+		phase = rec.Failure.Phase
+	}
+	rec.State, rec.Failure = to, &Failure{Phase: phase, Reason: reason, Retryable: retryable}
+	return nil
+}
+
+// Reinstall arms a machine anew: a new attempt, with all its tries before it. It adopts the hardware that
+// the list names now.
+func (r *Rack) Reinstall(ctx context.Context, name string) (Record, error) {
+	r.mu.RLock()
+	listed, ok := r.config.ByName(name)
+	r.mu.RUnlock()
+	if !ok {
+		return Record{}, &UnknownMachineError{Name: name}
+	}
+	return r.update(ctx, name, "operator: reinstall", func(rec *Record) error {
+		to, err := Next(rec.State, Reinstall)
+		if err != nil {
+			return named(err, rec.Name)
+		}
+		if !listed.MAC.IsZero() {
+			rec.MAC, rec.Enrolled = listed.MAC, false
+		}
+		rec.arm(to)
+		return nil
+	})
+}
+
+// arm begins a new attempt. What the old attempt knew is worthless from here on.
+func (rec *Record) arm(to State) {
+	rec.State, rec.Failure = to, nil
+	rec.Attempt, rec.Tries, rec.SecretHash = rec.Attempt+1, 0, ""
+}
+
+// BeginInstall is the moment in which a machine's installer fetches its kickstart: the state becomes
+// installing, and a secret for this attempt is made, which is returned once and kept as a hash.
+//
+// A machine that began before and has booted since lost its installation (a power cut, a crash): that is a
+// new attempt, and one more try. A repeated fetch within one boot (curl --retry) is the same attempt with a
+// new secret. A machine that is not to be installed gets a *NotInstallingError.
+func (r *Rack) BeginInstall(ctx context.Context, mac inventory.MAC) (rec Record, secret string, err error) {
+	m, ok := r.Machine(mac)
+	if !ok {
+		return Record{}, "", &NotInstallingError{Reason: fmt.Sprintf("%s is not in the list", mac)}
+	}
+	secret, hash := newSecret()
+	rec, err = r.update(ctx, m.Name, "kickstart fetched", func(rec *Record) error {
+		sameBoot := rec.State == Installing && !r.bootedSince(*rec)
+		if d := r.Decide(mac); d.Action != ActionInstall && !sameBoot {
+			return &NotInstallingError{Reason: d.Reason}
+		}
+		to, err := Next(rec.State, BeginInstall)
+		if err != nil {
+			return named(err, rec.Name)
+		}
+		if !sameBoot {
+			if rec.State != Armed { // arming already made the first attempt's number
+				rec.Attempt++
+			}
+			rec.Tries++
+		}
+		rec.State, rec.Failure, rec.SecretHash = to, nil, hash
+		return nil
+	})
+	if err != nil {
+		return rec, "", err
+	}
+	return rec, secret, nil
+}
+
+// bootedSince tells whether firmware began a network boot after the record last changed.
+func (r *Rack) bootedSince(rec Record) bool {
+	s, ok := r.Sighting(rec.MAC)
+	return ok && s.LastBoot.After(rec.Since)
+}
+
+// newSecret makes a 256-bit token and the hash under which it is kept.
+func newSecret() (secret, hash string) {
+	var raw [32]byte
+	rand.Read(raw[:]) // never fails: it ends the program instead
+	secret = hex.EncodeToString(raw[:])
+	return secret, hashSecret(secret)
+}
+
+func hashSecret(secret string) string {
+	sum := sha256.Sum256([]byte(secret))
+	return hex.EncodeToString(sum[:])
+}
+
+// CheckSecret verifies the install token of a machine's attempt: ErrSuperseded, ErrBadSecret,
+// *UnknownMachineError or nil.
+func (r *Rack) CheckSecret(name string, attempt int, secret string) error {
+	r.mu.RLock()
+	rec, ok := r.records[name]
+	r.mu.RUnlock()
+	switch {
+	case !ok:
+		return &UnknownMachineError{Name: name}
+	case attempt < rec.Attempt:
+		return ErrSuperseded
+	case attempt != rec.Attempt || rec.SecretHash == "":
+		return ErrBadSecret
+	case subtle.ConstantTimeCompare([]byte(hashSecret(secret)), []byte(rec.SecretHash)) != 1:
+		return ErrBadSecret
+	}
+	return nil
+}
+
+// Approve binds a discovered machine to a free slot of the list and arms it.
+func (r *Rack) Approve(ctx context.Context, mac inventory.MAC, name string) (Record, error) {
+	r.change.Lock()
+	defer r.change.Unlock()
+	return r.bind(ctx, mac, name, "approved")
+}
+
+// ErrNoFreeSlot is an enrolment with every slot of the list taken.
+var ErrNoFreeSlot = errors.New("every machine of the list has its hardware")
+
+// Enroll gives an unknown machine the next free slot of the list, in order. A machine that has one keeps it.
+func (r *Rack) Enroll(ctx context.Context, mac inventory.MAC) (Record, error) {
+	r.change.Lock()
+	defer r.change.Unlock()
+	r.mu.RLock()
+	bound, known := r.names[mac]
+	rec := r.records[bound]
+	slot := r.freeSlot()
+	r.mu.RUnlock()
+	if known {
+		return rec, nil
+	}
+	if slot == "" {
+		return Record{}, ErrNoFreeSlot
+	}
+	return r.bind(ctx, mac, slot, "enrolled")
+}
+
+// freeSlot is the first machine of the list without hardware. The caller holds mu.
+func (r *Rack) freeSlot() string {
+	for _, m := range r.config.Machines {
+		if m.MAC.IsZero() && !r.records[m.Name].Enrolled {
+			return m.Name
+		}
+	}
+	return ""
+}
+
+// BindError is an approval that cannot be: the slot or the hardware is taken.
+type BindError struct{ Reason string }
+
+func (e *BindError) Error() string { return e.Reason }
+
+// bind gives a slot its hardware. The caller holds change.
+func (r *Rack) bind(ctx context.Context, mac inventory.MAC, name, why string) (Record, error) {
+	r.mu.RLock()
+	listed, ok := r.config.ByName(name)
+	rec := r.records[name]
+	taken, isTaken := r.names[mac]
+	r.mu.RUnlock()
+	switch {
+	case !ok:
+		return Record{}, &UnknownMachineError{Name: name}
+	case isTaken && taken == name:
+		return rec, nil // said twice
+	case isTaken:
+		return Record{}, &BindError{fmt.Sprintf("%s is %s already", mac, taken)}
+	case !listed.MAC.IsZero():
+		return Record{}, &BindError{fmt.Sprintf("%s has the MAC %s in the list: change it there, then `rackstrap reload`", name, listed.MAC)}
+	case rec.Enrolled:
+		return Record{}, &BindError{fmt.Sprintf("%s has the hardware %s: `rackstrap release %s` frees the slot", name, rec.MAC, name)}
+	}
+	from := rec
+	rec.Name, rec.MAC, rec.Enrolled, rec.Since = name, mac, true, r.now()
+	rec.arm(Armed)
+	if err := r.commit(ctx, rec, r.transitionEvent(from, rec, why)); err != nil {
+		return Record{}, err
+	}
+	return r.record(name)
+}
+
+// Release frees a slot that approve or enrolment filled: the hardware is unknown again.
+func (r *Rack) Release(ctx context.Context, name string) error {
+	r.change.Lock()
+	defer r.change.Unlock()
+	rec, err := r.record(name)
+	if err != nil {
+		return err
+	}
+	if !rec.Enrolled {
+		return &BindError{fmt.Sprintf("%s has its MAC from the list: change it there", name)}
+	}
+	e := Event{Time: r.now(), MAC: rec.MAC, Machine: name, Source: "operator", Kind: "release", Level: Info,
+		Text: fmt.Sprintf("%s is no longer %s", rec.MAC, name)}
+	if err := r.store.Delete(ctx, rec, e); err != nil {
+		return fmt.Errorf("%s: store: %w", name, err)
+	}
+	r.mu.Lock()
+	delete(r.records, name)
+	r.names = bindings(r.config, r.records)
+	r.mu.Unlock()
+	r.journal.announce(e)
+	r.logEvent(e)
+	return nil
+}
+
+// update changes the record of a machine of the list, and returns when that is on disk.
+func (r *Rack) update(ctx context.Context, name, why string, change func(*Record) error) (Record, error) {
+	r.change.RLock()
+	defer r.change.RUnlock()
+	defer r.turns.take(name)()
+
+	from, err := r.record(name)
+	if err != nil {
+		return Record{}, err
+	}
+	to := from
+	if err := change(&to); err != nil {
+		return from, err
+	}
+	if to == from {
+		return from, nil
+	}
+	if to.State != Failed {
+		to.Failure = nil
+	}
+	if to.State != from.State || to.Attempt != from.Attempt {
+		to.Since = r.now()
+	}
+	if err := r.commit(ctx, to, r.transitionEvent(from, to, why)); err != nil {
+		return from, err
+	}
+	return r.record(name)
+}
+
+// record is the current record of a machine of the list.
+func (r *Rack) record(name string) (Record, error) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	listed, ok := r.config.ByName(name)
+	if !ok {
+		return Record{}, &UnknownMachineError{Name: name}
+	}
+	rec, ok := r.records[name]
+	if !ok || listed.MAC.IsZero() && !rec.Enrolled {
+		return Record{}, fmt.Errorf("%s: %w", name, errNoMAC)
+	}
+	return rec, nil
+}
+
+func named(err error, name string) error {
+	var te *TransitionError
+	if errors.As(err, &te) {
+		te.Machine = name
+	}
+	return err
+}

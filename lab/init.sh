@@ -1,0 +1,198 @@
+#!/bin/sh
+# The init of the lab's initrd. It stands in for Anaconda's first minutes: it does on the wire what the
+# CentOS 7 installer does (DHCP on the NIC of BOOTIF, the kickstart with the installer's headers, the tree's
+# first files) and tells each step on the serial port. With rackstrap.disk=NAME it stands in for the installed
+# system.
+
+export PATH=/bin
+/bin/busybox --install -s /bin
+mount -t proc proc /proc
+mount -t sysfs sysfs /sys
+mount -t devtmpfs devtmpfs /dev
+
+# Every step is told on the serial port, whatever console= says, and on the screen.
+say() {
+	for console in /dev/ttyS0 /dev/tty0; do
+		[ -c "$console" ] && echo "rackstrap-lab: $*" >"$console"
+	done
+}
+
+# argument NAME prints the value of the last NAME=value on the kernel command line.
+argument() {
+	value=''
+	# shellcheck disable=SC2013 # words, not lines
+	for word in $(cat /proc/cmdline); do
+		case "$word" in "$1"=*) value=${word#*=} ;; esac
+	done
+	echo "$value"
+}
+
+# given WORD tells whether the word stands on the kernel command line.
+given() {
+	# shellcheck disable=SC2013 # words, not lines
+	for word in $(cat /proc/cmdline); do
+		[ "$word" = "$1" ] && return 0
+	done
+	return 1
+}
+
+# finish ends as asked: the power off, or a shell for `rackstrap lab console`.
+finish() {
+	if given rackstrap.poweroff; then
+		say "powering off"
+		poweroff -f
+	fi
+	while :; do
+		setsid -c sh </dev/ttyS0 >/dev/ttyS0 2>&1
+		sleep 1
+	done
+}
+
+fail() {
+	say "FAILED $*"
+	finish
+}
+
+# nic_of MAC prints the name of the NIC that has the address.
+nic_of() {
+	for nic in /sys/class/net/*; do
+		[ "$(cat "$nic/address")" = "$1" ] && basename "$nic" && return
+	done
+	return 1
+}
+
+# first_nic prints the name of the first Ethernet NIC (type 1: ARPHRD_ETHER).
+first_nic() {
+	for nic in /sys/class/net/*; do
+		[ "$(cat "$nic/type")" = 1 ] && basename "$nic" && return
+	done
+	return 1
+}
+
+# await COMMAND... repeats the command until it succeeds, for ten seconds: drivers probe when they like.
+await() {
+	tries=0
+	while ! "$@"; do
+		tries=$((tries + 1))
+		[ "$tries" -lt 100 ] || return 1
+		usleep 100000
+	done
+}
+
+# configure NIC [UDHCPC-OPTION...] gets an address.
+configure() {
+	nic=$1
+	shift
+	ip link set "$nic" up || fail "bringing up $nic"
+	udhcpc -i "$nic" -n -q -t 8 -T 3 -s /etc/udhcpc.sh "$@" >/run/udhcpc.log 2>&1 ||
+		fail "no DHCP lease on $nic: $(tail -n 1 /run/udhcpc.log)"
+	address='' server='' router='' hostname='' lease=''
+	while IFS='=' read -r key value; do
+		case "$key" in
+		address) address=$value ;;
+		server) server=$value ;;
+		router) router=$value ;;
+		hostname) hostname=$value ;;
+		lease) lease=$value ;;
+		esac
+	done </run/lease
+	say "address $address on $nic $(cat "/sys/class/net/$nic/address")"
+	say "lease from $server: router ${router:-none}, hostname ${hostname:-none}, $lease s"
+}
+
+# get URL FILE fetches once and prints the HTTP status and the size. As Anaconda does, it sends what
+# inst.ks.sendmac and inst.ks.sendsn ask for: every NIC, counted from 0; the serial number.
+get() {
+	target=$1 file=$2
+	set --
+	if given inst.ks.sendmac || [ -n "$(argument inst.ks.sendmac)" ]; then
+		count=0
+		for nic in /sys/class/net/*; do
+			[ "$(cat "$nic/type")" = 1 ] || continue
+			set -- "$@" --header "X-RHN-Provisioning-MAC-$count: $(basename "$nic") $(cat "$nic/address")"
+			count=$((count + 1))
+		done
+	fi
+	if given inst.ks.sendsn || [ -n "$(argument inst.ks.sendsn)" ]; then
+		set -- "$@" --header "X-System-Serial-Number: $(cat /sys/class/dmi/id/product_serial)"
+	fi
+	rm -f "$file"
+	timeout 300 wget -S -U "curl/7.29.0" -O "$file" "$@" "$target" >/run/wget.log 2>&1
+	status=$(sed -n 's|.*HTTP/1\.[01] \([0-9][0-9][0-9]\).*|\1|p' /run/wget.log | tail -n 1)
+	size=$(wc -c 2>/dev/null <"$file")
+	echo "${status:-000} ${size:-0}"
+}
+
+# fetch WHAT URL FILE gets a file as Anaconda does, with three more tries when the server has a fault
+# (curl --retry 3), and tells the outcome. It succeeds with status 200.
+fetch() {
+	what=$1 url=$2 file=$3 tries=0
+	case "$url" in
+	http://*) ;;
+	*) fail "$what $url: the lab fetches by http alone" ;;
+	esac
+	while :; do
+		# shellcheck disable=SC2046 # two words: status and size
+		set -- $(get "$url" "$file")
+		say "$what $url HTTP $1 $2 bytes"
+		case "$1" in 000 | 5??) ;; *) break ;; esac
+		tries=$((tries + 1))
+		[ "$tries" -le 3 ] || break
+		sleep "$tries"
+	done
+	[ "$1" = 200 ]
+}
+
+# tree URL fetches what the installer needs first of an installation tree that the appliance serves; a mirror
+# elsewhere cannot be reached from the virtual rack.
+tree() {
+	base=${1%/}
+	case "$base" in
+	"http://$server" | "http://$server:"* | "http://$server/"*) ;;
+	*) say "installation tree $base is outside of the rack: not fetched" && return ;;
+	esac
+	fetch treeinfo "$base/.treeinfo" /run/treeinfo || return 1
+	image=$(sed -n 's/^mainimage *= *//p' /run/treeinfo)
+	fetch stage2 "$base/${image:-LiveOS/squashfs.img}" /run/stage2 || return 1
+	fetch repository "$base/repodata/repomd.xml" /run/repomd
+}
+
+say "kernel command line: $(cat /proc/cmdline)"
+while read -r module; do
+	insmod "/modules/$module.ko" 2>/run/insmod.log || say "FAILED module $module: $(cat /run/insmod.log)"
+done </modules/order
+
+disk=$(argument rackstrap.disk)
+if [ -n "$disk" ]; then
+	# As the installed system: no PXEClient, no vendor class, its own host name.
+	say "booted from the disk of $disk"
+	nic=$(await first_nic) || fail "no network card"
+	configure "$nic" -V "" -x "hostname:$disk"
+	say "system reached"
+	finish
+fi
+
+bootif=$(argument BOOTIF)
+if [ -n "$bootif" ]; then
+	# 01-52-54-00-00-00-80: the hardware type, then the address.
+	mac=$(echo "${bootif#01-}" | tr 'A-F-' 'a-f:')
+	nic=$(await nic_of "$mac") || fail "no network card has the address of BOOTIF=$bootif"
+else
+	say "no BOOTIF on the kernel command line: taking the first network card"
+	nic=$(await first_nic) || fail "no network card"
+fi
+configure "$nic" -V "anaconda-Linux 3.10.0-1160.el7.x86_64 x86_64"
+
+repo=$(argument inst.repo)
+kickstart=$(argument inst.ks)
+if [ -n "$kickstart" ]; then
+	fetch kickstart "$kickstart" /run/kickstart || fail "kickstart $kickstart"
+	[ -n "$repo" ] || repo=$(sed -n 's/^url .*--url[= ]"\{0,1\}\([^" ]*\).*/\1/p' /run/kickstart)
+else
+	say "no inst.ks on the kernel command line"
+fi
+if [ -n "$repo" ]; then
+	tree "$repo" || fail "installation tree $repo"
+fi
+say "installer reached"
+finish

@@ -1,0 +1,207 @@
+package bootplan
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"net"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+
+	"rackstrap/assets"
+	"rackstrap/inventory"
+	"rackstrap/lifecycle"
+)
+
+// BaseURL is where the boot plane is reached: plain HTTP with the address as digits, for firmware may have
+// no resolver.
+func BaseURL(s inventory.Server) string {
+	return "http://" + net.JoinHostPort(s.Address.String(), strconv.Itoa(s.HTTPPort))
+}
+
+// ScriptURL is the iPXE script of one machine.
+func ScriptURL(s inventory.Server, mac inventory.MAC) string {
+	return BaseURL(s) + "/boot/" + mac.Hyphens() + "/ipxe"
+}
+
+// KickstartURL is the kickstart of one machine. It has no query string: dracut would cut it.
+func KickstartURL(s inventory.Server, mac inventory.MAC) string {
+	return BaseURL(s) + "/ks/" + mac.Hyphens()
+}
+
+// MediumURL is the root of a medium's tree, without a slash at its end.
+func MediumURL(s inventory.Server, m inventory.Medium) string {
+	if m.URL != "" {
+		return strings.TrimSuffix(m.URL, "/")
+	}
+	return BaseURL(s) + "/media/" + m.Name
+}
+
+// KernelArgs is the kernel command line of the installer for one machine (Anaconda 21, dracut), but for
+// `initrd=`. BOOTIF limits DHCP and the kickstart's network to the NIC that booted; sendmac and sendsn add
+// the headers by which the kickstart is guarded.
+func KernelArgs(s inventory.Server, m inventory.Machine, medium inventory.Medium) []string {
+	args := []string{
+		"inst.ks=" + KickstartURL(s, m.MAC),
+		"inst.stage2=" + MediumURL(s, medium),
+		"BOOTIF=01-" + m.MAC.Hyphens(),
+		"ip=dhcp",
+		"inst.ks.sendmac",
+		"inst.ks.sendsn",
+		"inst.text",
+	}
+	return append(args, m.Install.KernelArgs...)
+}
+
+// IPXE is the script for the machine that a decision is about.
+func (p *Plan) IPXE(d lifecycle.Decision) ([]byte, error) {
+	s, err := p.script(d)
+	if err != nil {
+		return nil, err
+	}
+	base := BaseURL(p.rack.Config().Server)
+	s.Self = base + "/boot/" + d.MAC.Hyphens() + "/ipxe"
+	s.GRUBEFI, s.GRUBBIOS = base+"/loader/grubnetx64.efi", base+"/loader/grubpxe.0"
+	return s.IPXE()
+}
+
+// GRUB is GRUB's configuration for the machine that a decision is about. Its files are paths on the server
+// that GRUB itself was loaded from.
+func (p *Plan) GRUB(d lifecycle.Decision) ([]byte, error) {
+	s, err := p.script(d)
+	if err != nil {
+		return nil, err
+	}
+	base := BaseURL(p.rack.Config().Server)
+	s.Kernel, s.Initrd = strings.TrimPrefix(s.Kernel, base), strings.TrimPrefix(s.Initrd, base)
+	if d.Action == lifecycle.ActionInstall && !strings.HasPrefix(s.Kernel, "/") {
+		return nil, fmt.Errorf("%s: GRUB loads the installer from this appliance, and medium %s is elsewhere (%s)", d.Machine.Name, s.Medium, s.Kernel)
+	}
+	s.Self = "/grub/host-" + d.MAC.String() + ".cfg"
+	return s.GRUB()
+}
+
+func (p *Plan) script(d lifecycle.Decision) (assets.Script, error) {
+	cfg := p.rack.Config()
+	s := assets.Script{
+		Title:     d.MAC.String(),
+		Reason:    screenText(d.Reason),
+		Action:    string(d.Action),
+		Appliance: cfg.Server.Address.String(),
+		MAC:       d.MAC.String(),
+		Local:     string(inventory.LocalAuto),
+	}
+	if seen, ok := p.rack.Sighting(d.MAC); ok {
+		s.UUID = screenText(seen.UUID)
+	}
+	if d.Listed {
+		s.Title = d.Machine.Name + " (" + s.MAC + ")"
+		s.Local = string(d.Machine.Install.LocalBoot)
+	}
+	if d.Action != lifecycle.ActionInstall {
+		return s, nil
+	}
+	medium, ok := p.medium(d.Machine)
+	if !ok {
+		return s, fmt.Errorf("%s: medium %q is not configured", d.Machine.Name, d.Machine.Install.Medium)
+	}
+	kernel, initrd, err := p.installer(*medium)
+	if err != nil {
+		return s, fmt.Errorf("%s: medium %s: %w", d.Machine.Name, medium.Name, err)
+	}
+	root := MediumURL(cfg.Server, *medium)
+	s.Medium = medium.Name
+	s.Kernel, s.Initrd = root+"/"+kernel, root+"/"+initrd
+	s.Args = strings.Join(KernelArgs(cfg.Server, d.Machine, *medium), " ")
+	return s, nil
+}
+
+// installer is where a medium has its kernel and initrd, below its root.
+func (p *Plan) installer(m inventory.Medium) (kernel, initrd string, err error) {
+	tree, ok := p.Library().Tree(m.Name)
+	if !ok { // on a mirror: where all of the family have them
+		return "images/pxeboot/vmlinuz", "images/pxeboot/initrd.img", nil
+	}
+	info, err := installerFiles(tree)
+	if err != nil {
+		return "", "", err
+	}
+	for _, name := range []string{info.Kernel, info.Initrd} {
+		if _, err := tree.Lookup(name); err != nil {
+			return "", "", err
+		}
+	}
+	return info.Kernel, info.Initrd, nil
+}
+
+// screenText makes a text, which may come from a peer, harmless in the scripts of iPXE and GRUB: both
+// expand `$`, and iPXE takes `||`, `&&` and `#` for its own.
+func screenText(text string) string {
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r >= 'a' && r <= 'z', r >= 'A' && r <= 'Z', r >= '0' && r <= '9', strings.ContainsRune(" .,:_/()=+-'@", r):
+			return r
+		case r == '`', r == '"':
+			return '\''
+		}
+		return '?'
+	}, text)
+}
+
+// isGRUBConfig tells whether a path is one of those under which GRUB looks for its configuration:
+// `grub/grub.cfg` and `grub/host-MAC.cfg` (Debian's), `grub.cfg-01-MAC`, `grub.cfg` in the directory that
+// GRUB came from (CentOS's).
+func isGRUBConfig(name string) bool {
+	dir, file := path.Split(name)
+	if dir != "grub/" && !strings.HasPrefix(dir, shimDir+"/") {
+		return false
+	}
+	return file == "grub.cfg" || grubConfigMAC(file) != ""
+}
+
+// grubConfigMAC is the MAC in the name of a machine's own configuration file, as written; "" for none.
+func grubConfigMAC(file string) string {
+	if mac, ok := strings.CutPrefix(file, "grub.cfg-01-"); ok {
+		return mac
+	}
+	if mac, ok := strings.CutPrefix(file, "host-"); ok {
+		if mac, ok := strings.CutSuffix(mac, ".cfg"); ok {
+			return mac
+		}
+	}
+	return ""
+}
+
+// openGRUBConfig renders the configuration of the client, or of the machine that the name tells; a client
+// cannot have that of another machine.
+func (p *Plan) openGRUBConfig(name string, d lifecycle.Decision, identified bool) (*File, error) {
+	file := path.Base(name)
+	if written := grubConfigMAC(file); written != "" {
+		mac, err := inventory.ParseMAC(written)
+		switch {
+		case err != nil:
+			return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
+		case identified && mac != d.MAC:
+			return nil, &Refusal{fmt.Sprintf("%s belongs to %s, and your address to %s", file, mac, d.MAC)}
+		case !identified:
+			d = p.rack.Decide(mac)
+			if reason, skip := offersNothing(d); skip {
+				return nil, &Refusal{reason}
+			}
+		}
+	} else if !identified {
+		// Nothing in the name and nothing known of the address (proxy mode): GRUB knows its own MAC.
+		return configFile(file, []byte("configfile /grub/host-$net_default_mac.cfg\n")), nil
+	}
+	text, err := p.GRUB(d)
+	if err != nil {
+		return nil, err
+	}
+	return configFile(file, text), nil
+}
+
+func configFile(name string, text []byte) *File {
+	return &File{ReadSeekCloser: nopCloser{bytes.NewReader(text)}, Name: name, Size: int64(len(text)), ModTime: time.Time{}}
+}

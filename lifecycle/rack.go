@@ -363,5 +363,5 @@ func (r *Rack) Machines() []Status {
 	return append(all, found...)
 }
 
-// errNoMAC is an operation on a slot without hardware.
-var errNoMAC = errors.New("no hardware has this slot yet: approve a discovered machine for it")
+// ErrNoHardware is an operation on a slot without hardware.
+var ErrNoHardware = errors.New("no hardware has this slot yet: approve a discovered machine for it")

@@ -36,6 +36,7 @@ const (
 	SeenReady    Trigger = "ready"
 	Fail         Trigger = "fail"
 	Reinstall    Trigger = "reinstall" // the operator wants it installed anew
+	Adopt        Trigger = "adopt"     // the operator says that its disk holds a good system already
 	Hold         Trigger = "hold"      // the operator wants it left alone
 )
 
@@ -54,8 +55,8 @@ func (e *TransitionError) Error() string {
 // hold are possible from every state that belongs to a machine of the list (everywhere).
 var transitions = map[State]map[Trigger]State{
 	Discovered:   {Arm: Armed},
-	Armed:        {BeginInstall: Installing},
-	Installing:   {BeginInstall: Installing, ReportDone: Installed}, // again: a power cut, a new attempt
+	Armed:        {BeginInstall: Installing, Adopt: Installed},
+	Installing:   {BeginInstall: Installing, ReportDone: Installed, Adopt: Installed}, // again: a power cut, a new attempt
 	Installed:    {ReportDone: Installed, CallHome: Firstboot},      // again: the answer was lost
 	Firstboot:    {CallHome: Firstboot, TakeInitLock: Initialising, MustWait: Waiting},
 	Waiting:      {CallHome: Waiting, TakeInitLock: Initialising, MustWait: Waiting, BeginJoin: Joining},
@@ -63,7 +64,7 @@ var transitions = map[State]map[Trigger]State{
 	Joining:      {CallHome: Joining, MustWait: Waiting, BeginJoin: Joining, ReportJoined: Joined},
 	Joined:       {CallHome: Joined, ReportJoined: Joined, SeenReady: Ready},
 	Ready:        {CallHome: Ready, ReportJoined: Ready, SeenReady: Ready},
-	Failed:       {BeginInstall: Installing}, // only where Record.retries allows; see Rack.BeginInstall
+	Failed:       {Adopt: Installed, BeginInstall: Installing}, // the latter only where Record.retries allows; see Rack.BeginInstall
 }
 
 var everywhere = map[Trigger]State{Fail: Failed, Reinstall: Armed, Hold: Failed}

@@ -43,6 +43,11 @@ func (r *Rack) Fail(ctx context.Context, name, reason string, retryable bool) (R
 	return r.update(ctx, name, "failed", func(rec *Record) error { return rec.fail(Fail, reason, retryable) })
 }
 
+// Adopt takes a machine whose disk holds a good system already as installed: it is not wiped.
+func (r *Rack) Adopt(ctx context.Context, name string) (Record, error) {
+	return r.Apply(ctx, name, Adopt, "operator: adopt")
+}
+
 // Hold leaves a machine alone from now on: it boots its disk until the operator reinstalls it.
 func (r *Rack) Hold(ctx context.Context, name string) (Record, error) {
 	return r.update(ctx, name, "operator", func(rec *Record) error {
@@ -300,7 +305,7 @@ func (r *Rack) record(name string) (Record, error) {
 	}
 	rec, ok := r.records[name]
 	if !ok || listed.MAC.IsZero() && !rec.Enrolled {
-		return Record{}, fmt.Errorf("%s: %w", name, errNoMAC)
+		return Record{}, fmt.Errorf("%s: %w", name, ErrNoHardware)
 	}
 	return rec, nil
 }

@@ -320,6 +320,7 @@ type Status struct {
 	State    State             `json:"state"`
 	Action   Action            `json:"action"`
 	Reason   string            `json:"reason"`
+	Limit    int               `json:"limit,omitempty"` // installations tried before it is held
 	Record   Record            `json:"record,omitzero"`
 	Sighting Sighting          `json:"seen,omitzero"`
 }
@@ -330,7 +331,7 @@ func (r *Rack) Machines() []Status {
 	defer r.mu.RUnlock()
 	var all []Status
 	for _, m := range r.config.Machines {
-		st := Status{Name: m.Name, Machine: m, IP: m.IP, Role: m.Role, MAC: m.MAC}
+		st := Status{Name: m.Name, Machine: m, IP: m.IP, Role: m.Role, MAC: m.MAC, Limit: m.Install.Attempts}
 		if rec, ok := r.records[m.Name]; ok && (m.MAC == rec.MAC || m.MAC.IsZero() && rec.Enrolled) {
 			st.MAC, st.Record, st.State = rec.MAC, rec, rec.State
 			st.Record.SecretHash = ""

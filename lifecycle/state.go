@@ -57,7 +57,7 @@ var transitions = map[State]map[Trigger]State{
 	Discovered:   {Arm: Armed},
 	Armed:        {BeginInstall: Installing, Adopt: Installed},
 	Installing:   {BeginInstall: Installing, ReportDone: Installed, Adopt: Installed}, // again: a power cut, a new attempt
-	Installed:    {ReportDone: Installed, CallHome: Firstboot},      // again: the answer was lost
+	Installed:    {ReportDone: Installed, CallHome: Firstboot},                        // again: the answer was lost
 	Firstboot:    {CallHome: Firstboot, TakeInitLock: Initialising, MustWait: Waiting},
 	Waiting:      {CallHome: Waiting, TakeInitLock: Initialising, MustWait: Waiting, BeginJoin: Joining},
 	Initialising: {CallHome: Initialising, TakeInitLock: Initialising, ReportJoined: Joined},

@@ -1,0 +1,235 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"rackstrap/assets"
+	"rackstrap/dhcp"
+	"rackstrap/inventory"
+	"rackstrap/media"
+	"rackstrap/operator"
+)
+
+// finding is the outcome of one check of `doctor`.
+type finding struct {
+	Check string `json:"check"`
+	OK    bool   `json:"ok"`
+	Text  string `json:"text"`
+}
+
+func (a *app) doctorCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "doctor", Short: "Look for what would keep the rack from booting", Args: args(cobra.NoArgs)}
+	format := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		findings := a.examine(cmd.Context())
+		err := print(cmd, *format, findings, func(w io.Writer) {
+			for _, f := range findings {
+				mark := "ok"
+				if !f.OK {
+					mark = "FAULT"
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\n", mark, f.Check, f.Text)
+			}
+		})
+		if err != nil {
+			return err
+		}
+		faults := 0
+		for _, f := range findings {
+			if !f.OK {
+				faults++
+			}
+		}
+		if faults > 0 {
+			return fmt.Errorf("%d of %d checks found a fault", faults, len(findings))
+		}
+		return nil
+	}
+	return cmd
+}
+
+// examine makes all checks; one that needs the outcome of another that failed is left out.
+func (a *app) examine(ctx context.Context) []finding {
+	var findings []finding
+	found := func(check string, err error, good string, values ...any) bool {
+		f := finding{Check: check, OK: err == nil, Text: fmt.Sprintf(good, values...)}
+		if err != nil {
+			f.Text = err.Error()
+		}
+		findings = append(findings, f)
+		return f.OK
+	}
+	cfg, err := a.loadConfig()
+	if !found("configuration", err, "good") {
+		return findings
+	}
+	cfg, err = cfg.Resolve(interfaceAddresses)
+	up := found("interface", err, "%s", interfaceText(cfg))
+	found("files", cfg.CheckFiles(), "all there")
+	for _, m := range cfg.Media {
+		if m.URL == "" {
+			kernel, err := examineMedium(m)
+			found("medium "+m.Name, err, "readable, kernel %s", kernel)
+		}
+	}
+	loaders, err := assets.OpenLoaders(cfg.Server.LoadersDir)
+	if found("loaders", errors.Join(err, missingLoaders(loaders)), "%s", loaderText(loaders)) {
+		found("boot of every machine", checkBoot(ctx, cfg), "renders")
+	}
+	found("data directory", writable(cfg.Server.DataDir), "%s can be written", cfg.Server.DataDir)
+	if !up {
+		return findings
+	}
+	if st, err := operator.NewClient(cfg.Server.DataDir).Status(ctx); err == nil {
+		found("daemon", nil, "runs since %s, listens on %s", age(st.Now, st.Started), strings.Join(st.Listeners, ", "))
+	} else {
+		for _, p := range ports(cfg) {
+			found("port "+p.String(), p.free(cfg.Server.Address), "free")
+		}
+	}
+	found("other DHCP servers", foreignServers(ctx, cfg), "none answers on %s", cfg.Server.Interface)
+	return findings
+}
+
+func interfaceText(cfg *inventory.Config) string {
+	if cfg == nil {
+		return ""
+	}
+	return fmt.Sprintf("%s has %s", cfg.Server.Interface, cfg.Server.Address)
+}
+
+func examineMedium(m inventory.Medium) (kernel string, err error) {
+	library, err := media.OpenLibrary([]media.Spec{{Name: m.Name, ISO: m.ISO, Dir: m.Dir}})
+	if err != nil {
+		return "", err
+	}
+	defer library.Close()
+	tree, _ := library.Tree(m.Name)
+	info, err := media.ReadTreeInfo(tree)
+	if err != nil {
+		return "", err
+	}
+	for _, name := range []string{info.Kernel, info.Initrd} {
+		if _, err := tree.Lookup(name); err != nil {
+			return "", err
+		}
+	}
+	return info.Kernel, nil
+}
+
+// missingLoaders is an error where the common firmware of servers would get none.
+func missingLoaders(loaders *assets.Loaders) error {
+	if loaders == nil {
+		return nil
+	}
+	var missing []string
+	for _, f := range []assets.Firmware{assets.BIOS, assets.EFIX64, assets.HTTPX64} {
+		if _, ok := loaders.For(f); !ok {
+			missing = append(missing, string(f))
+		}
+	}
+	if len(missing) > 0 {
+		return fmt.Errorf("none for %s: build with `make`, which embeds them, or name a directory in server.loaders_dir", strings.Join(missing, ", "))
+	}
+	return nil
+}
+
+func loaderText(loaders *assets.Loaders) string {
+	if loaders == nil {
+		return ""
+	}
+	var text, none []string
+	for _, f := range assets.Firmwares() {
+		if l, ok := loaders.For(f); ok {
+			text = append(text, string(f)+" "+l.Name)
+		} else {
+			none = append(none, string(f))
+		}
+	}
+	out := strings.Join(text, ", ")
+	if len(none) > 0 {
+		out += " (none for " + strings.Join(none, ", ") + ")"
+	}
+	return out
+}
+
+func writable(dir string) error {
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	probe, err := os.CreateTemp(dir, "doctor-*")
+	if err != nil {
+		return err
+	}
+	defer os.Remove(probe.Name())
+	_, err = probe.Write(make([]byte, 1<<20)) // a full disk shows here, not in the middle of an installation
+	return errors.Join(err, probe.Sync(), probe.Close())
+}
+
+// port is one that the daemon will want.
+type port struct {
+	network string
+	number  int
+	key     string
+}
+
+func (p port) String() string { return fmt.Sprintf("%s/%d (%s)", p.network, p.number, p.key) }
+
+func ports(cfg *inventory.Config) []port {
+	all := []port{{"tcp", cfg.Server.HTTPPort, "server.http_port"}, {"udp", cfg.Server.TFTPPort, "server.tftp_port"}}
+	if cfg.Network.DHCP.Mode != inventory.DHCPOff {
+		all = append(all, port{"udp", cfg.Server.DHCPPort, "DHCP"}, port{"udp", 4011, "PXE"})
+	}
+	return all
+}
+
+// free tells who is in the way. The wildcard address is tried too: a server bound to it would take the
+// packets.
+func (p port) free(at netip.Addr) error {
+	for _, host := range []string{at.String(), ""} {
+		where := net.JoinHostPort(host, strconv.Itoa(p.number))
+		var socket io.Closer
+		var err error
+		if p.network == "udp" {
+			socket, err = net.ListenPacket("udp4", where)
+		} else {
+			socket, err = net.Listen("tcp4", where)
+		}
+		if err != nil {
+			return fmt.Errorf("%w: `ss -lpn sport = :%d` tells who has it", err, p.number)
+		}
+		socket.Close()
+	}
+	return nil
+}
+
+func foreignServers(ctx context.Context, cfg *inventory.Config) error {
+	if cfg.Network.DHCP.Mode != inventory.DHCPServer {
+		return nil // one is expected
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	found, err := dhcp.ProbeForeign(ctx, cfg.Server.Interface, cfg.Server.Address)
+	if err != nil {
+		return err
+	}
+	var names []string
+	for _, f := range found {
+		names = append(names, f.String())
+	}
+	if len(names) > 0 {
+		return fmt.Errorf("%s: switch it off, or set network.dhcp.mode: proxy", strings.Join(names, "; "))
+	}
+	return nil
+}

@@ -1,0 +1,373 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.yaml.in/yaml/v3"
+	"golang.org/x/sync/errgroup"
+
+	"rackstrap/inventory"
+	"rackstrap/lab"
+)
+
+// labFlags are shared by the lab's commands.
+type labFlags struct {
+	name     string
+	stateDir string
+}
+
+func (f *labFlags) open() *lab.Lab {
+	return lab.New(lab.Spec{Name: f.name, StateDir: f.stateDir}, newLogger(slog.LevelWarn, false))
+}
+
+func (a *app) labCommand() *cobra.Command {
+	flags := &labFlags{}
+	cmd := &cobra.Command{Use: "lab", Short: "Rehearse a rack with QEMU machines on this host (needs root)", Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+	cmd.PersistentFlags().StringVar(&flags.name, "name", "rackstrap", "`NAME` of the lab: its network namespace")
+	cmd.PersistentFlags().StringVar(&flags.stateDir, "state", "", "`DIR` for disks and logs (default /var/lib/rackstrap-lab/NAME)")
+	cmd.PersistentPreRun = func(*cobra.Command, []string) {
+		if flags.stateDir == "" {
+			flags.stateDir = filepath.Join("/var/lib/rackstrap-lab", flags.name)
+		}
+	}
+	cmd.AddCommand(a.labUpCommand(flags), labStatusCommand(flags), labConsoleCommand(flags), labScreenshotCommand(flags),
+		labPowerCommand(flags), labPlantCommand(flags), labDownCommand(flags))
+	return cmd
+}
+
+// labUp is how a virtual rack is put up.
+type labUp struct {
+	*labFlags
+	iso      string
+	firmware []string
+	off      bool
+	wait     time.Duration
+	out      io.Writer
+}
+
+func (a *app) labUpCommand(flags *labFlags) *cobra.Command {
+	up := &labUp{labFlags: flags}
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Put up the rack of the configuration (or of the embedded default) and power it on",
+		Args:  args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			up.out = cmd.OutOrStdout()
+			text, err := a.labSource()
+			if err != nil {
+				return err
+			}
+			return up.run(cmd.Context(), text)
+		},
+	}
+	cmd.Flags().StringVar(&up.iso, "iso", "", "install from this `FILE` instead of the lab's own image")
+	cmd.Flags().StringSliceVar(&up.firmware, "firmware", []string{"bios", "uefi", "uefi-http"},
+		"firmware of the machines in their order, the list begins anew at its end; or NAME=FIRMWARE\n"+
+			"(bios, uefi, uefi-http, uefi-secureboot)")
+	cmd.Flags().BoolVar(&up.off, "off", false, "leave the machines powered off")
+	cmd.Flags().DurationVar(&up.wait, "wait", 0, "wait so long for every machine to reach the installer, and tell the timeline")
+	return cmd
+}
+
+// labSource is the text of the configuration that is rehearsed.
+func (a *app) labSource() ([]byte, error) {
+	path, err := inventory.Find(a.configPath)
+	if err == nil {
+		return os.ReadFile(path)
+	}
+	if a.configPath != "" {
+		return nil, &configError{err}
+	}
+	return inventory.Reference(), nil
+}
+
+func (up *labUp) run(ctx context.Context, source []byte) error {
+	cfg, path, err := up.configure(ctx, source)
+	if err != nil {
+		return err
+	}
+	machines, err := up.machines(cfg)
+	if err != nil {
+		return err
+	}
+	subnet := cfg.Network.Prefix
+	rack := lab.New(lab.Spec{Name: up.name, StateDir: up.stateDir, Bridge: cfg.Server.Interface,
+		Gateway: netip.PrefixFrom(cfg.Server.Address, subnet.Bits()), Machines: machines}, newLogger(slog.LevelWarn, false))
+	if err := rack.Up(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintf(up.out, "rack %s: namespace %s, bridge %s, %s\n", up.name, up.name, cfg.Server.Interface, cfg.Server.Address)
+	if err := up.serve(ctx, rack, path); err != nil {
+		return err
+	}
+	fmt.Fprintf(up.out, "appliance is ready; try: rackstrap --config %s status\n", path)
+	if up.off {
+		return nil
+	}
+	start := time.Now()
+	for _, m := range machines {
+		if err := rack.PowerOn(ctx, m.Name); err != nil {
+			return err
+		}
+		fmt.Fprintf(up.out, "%-10s powered on: %s, %s\n", m.Name, m.Firmware, m.MAC)
+	}
+	if up.wait == 0 {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, up.wait)
+	defer cancel()
+	return up.follow(ctx, rack, machines, start)
+}
+
+// configure writes the configuration of the rehearsal: the user's, but for the state directory, the medium
+// and a serial console.
+func (up *labUp) configure(ctx context.Context, source []byte) (*inventory.Config, string, error) {
+	if err := os.MkdirAll(up.stateDir, 0o700); err != nil {
+		return nil, "", err
+	}
+	iso := up.iso
+	if iso == "" {
+		iso = filepath.Join(up.stateDir, "lab.iso")
+		fmt.Fprintln(up.out, "preparing the lab's ISO (the first time takes a minute)")
+		if err := lab.BuildISO(ctx, iso, lab.ISOOptions{}); err != nil {
+			return nil, "", err
+		}
+	}
+	iso, err := filepath.Abs(iso)
+	if err != nil {
+		return nil, "", err
+	}
+	file := map[string]any{}
+	if err := yaml.Unmarshal(source, &file); err != nil {
+		return nil, "", &configError{err}
+	}
+	name := "centos-7.9"
+	if media, ok := file["media"].([]any); ok && len(media) > 0 {
+		if first, ok := media[0].(map[string]any); ok && first["name"] != nil {
+			name = fmt.Sprint(first["name"])
+		}
+	}
+	file["media"] = []any{map[string]any{"name": name, "iso": iso}}
+	server := section(file, "server")
+	server["data_dir"] = filepath.Join(up.stateDir, "data")
+	if server["address"] == nil {
+		if prefix, err := netip.ParsePrefix(fmt.Sprint(section(file, "network")["subnet"])); err == nil {
+			server["address"] = prefix.Addr().Next().String()
+		}
+	}
+	install := section(file, "install")
+	args, _ := install["kernel_args"].([]any)
+	install["kernel_args"] = append(args, "console=ttyS0,115200")
+	if list, ok := file["machines"].([]any); ok {
+		for i, entry := range list {
+			if m, ok := entry.(map[string]any); ok && up.firmwareOf(i, fmt.Sprint(m["name"])) == string(lab.UEFISecureBoot) {
+				m["secure_boot"] = true
+			}
+		}
+	}
+	text, err := yaml.Marshal(file)
+	if err != nil {
+		return nil, "", err
+	}
+	path := filepath.Join(up.stateDir, "rackstrap.yaml")
+	if err := os.WriteFile(path, text, 0o600); err != nil {
+		return nil, "", err
+	}
+	cfg, err := inventory.Load(path, nil)
+	if err != nil {
+		return nil, "", &configError{err}
+	}
+	return cfg, path, nil
+}
+
+// section is a map of the file, made if it is not there.
+func section(file map[string]any, name string) map[string]any {
+	if s, ok := file[name].(map[string]any); ok {
+		return s
+	}
+	s := map[string]any{}
+	file[name] = s
+	return s
+}
+
+// firmwareOf is what the i-th machine of the list has.
+func (up *labUp) firmwareOf(i int, name string) string {
+	var inOrder []string
+	for _, f := range up.firmware {
+		if machine, firmware, named := strings.Cut(f, "="); !named {
+			inOrder = append(inOrder, f)
+		} else if machine == name {
+			return firmware
+		}
+	}
+	if len(inOrder) == 0 {
+		return string(lab.BIOS)
+	}
+	return inOrder[i%len(inOrder)]
+}
+
+func (up *labUp) machines(cfg *inventory.Config) ([]lab.Machine, error) {
+	var machines []lab.Machine
+	for i, m := range cfg.Machines {
+		mac := m.MAC
+		if mac.IsZero() { // a free slot: QEMU's own range, by its place in the list
+			mac = inventory.MAC{0x52, 0x54, 0x00, 0xee, byte(i >> 8), byte(i)}
+		}
+		firmware := lab.Firmware(up.firmwareOf(i, m.Name))
+		if !slices.Contains(lab.Firmwares(), firmware) {
+			return nil, &usageError{fmt.Errorf("--firmware %s: one of %v", firmware, lab.Firmwares())}
+		}
+		spec := lab.Machine{Name: m.Name, MAC: mac.HardwareAddr(), Firmware: firmware}
+		if up.iso != "" {
+			spec.MemoryMiB = 2048 // the real Anaconda
+		}
+		machines = append(machines, spec)
+	}
+	return machines, nil
+}
+
+var (
+	daemonReady      = regexp.MustCompile(`(?m)^ready$`)
+	installerReached = regexp.MustCompile(`rackstrap-lab: (installer reached|FAILED .*)`)
+)
+
+// serve starts the appliance inside the lab and waits until it is ready.
+func (up *labUp) serve(ctx context.Context, rack *lab.Lab, config string) error {
+	running, err := rack.Appliances()
+	if err != nil {
+		return err
+	}
+	for _, a := range running {
+		if a.Running {
+			return nil // `lab up` again
+		}
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	// Not CommandContext: the appliance outlives this command.
+	log, err := rack.Start(ctx, exec.Command(self, "--config", config, "serve", "--log-level", "debug"))
+	if err != nil {
+		return err
+	}
+	if _, err := rack.WaitLog(ctx, log, daemonReady); err != nil {
+		return fmt.Errorf("the appliance did not become ready: %w", err)
+	}
+	return nil
+}
+
+// milestones are the lines of the serial console that make up a boot's timeline.
+var milestones = []*regexp.Regexp{
+	regexp.MustCompile(`rackstrap-lab: (kernel command line: .*)`),
+	regexp.MustCompile(`rackstrap-lab: (address .*)`),
+	regexp.MustCompile(`rackstrap-lab: (kickstart .*)`),
+	installerReached,
+}
+
+// follow waits for every machine's installer and tells each step.
+func (up *labUp) follow(ctx context.Context, rack *lab.Lab, machines []lab.Machine, start time.Time) error {
+	var group errgroup.Group // not WithContext: one machine's failure says nothing about the others
+	lines := make(chan string)
+	for _, m := range machines {
+		group.Go(func() error {
+			for _, milestone := range milestones {
+				match, err := rack.WaitSerial(ctx, m.Name, milestone)
+				if err != nil {
+					return fmt.Errorf("%s: %w", m.Name, err)
+				}
+				lines <- fmt.Sprintf("%6.1fs  %-10s %s", time.Since(start).Seconds(), m.Name, match[1])
+				if strings.HasPrefix(match[1], "FAILED") {
+					return errors.New(m.Name + ": " + match[1])
+				}
+			}
+			return nil
+		})
+	}
+	done := make(chan error, 1)
+	go func() { done <- group.Wait(); close(lines) }()
+	for line := range lines {
+		fmt.Fprintln(up.out, line)
+	}
+	return <-done
+}
+
+func labStatusCommand(flags *labFlags) *cobra.Command {
+	cmd := &cobra.Command{Use: "status", Short: "Show the virtual machines", Args: args(cobra.NoArgs)}
+	format := outputFlag(cmd)
+	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
+		machines, err := flags.open().Status()
+		if err != nil {
+			return err
+		}
+		return print(cmd, *format, machines, func(w io.Writer) {
+			fmt.Fprintln(w, "NAME\tMAC\tFIRMWARE\tPOWER\tUPTIME\tLAST LINE")
+			for _, m := range machines {
+				power := "off"
+				if m.Running {
+					power = "on"
+				}
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", m.Name, m.MAC, m.Firmware, power, m.Uptime.Round(time.Second), or(m.LastLine, "-"))
+			}
+		})
+	}
+	return cmd
+}
+
+func labConsoleCommand(flags *labFlags) *cobra.Command {
+	return &cobra.Command{Use: "console NAME", Short: "Talk to a machine's serial console (end with Ctrl-C)", Args: args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			return flags.open().Console(cmd.Context(), given[0], cmd.InOrStdin(), cmd.OutOrStdout())
+		}}
+}
+
+func labScreenshotCommand(flags *labFlags) *cobra.Command {
+	return &cobra.Command{Use: "screenshot NAME FILE.png", Short: "Save what a machine's screen shows", Args: args(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			path, err := filepath.Abs(given[1])
+			if err != nil {
+				return err
+			}
+			return flags.open().Screenshot(cmd.Context(), given[0], path)
+		}}
+}
+
+func labPowerCommand(flags *labFlags) *cobra.Command {
+	return &cobra.Command{Use: "power {on|off|reset} NAME", Short: "Switch a machine, as its power button would", Args: args(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			rack := flags.open()
+			do, ok := map[string]func(context.Context, string) error{"on": rack.PowerOn, "off": rack.PowerOff, "reset": rack.Reset}[given[0]]
+			if !ok {
+				return &usageError{fmt.Errorf("power %s: on, off or reset", given[0])}
+			}
+			return do(cmd.Context(), given[1])
+		}}
+}
+
+func labPlantCommand(flags *labFlags) *cobra.Command {
+	return &cobra.Command{Use: "plant NAME", Short: "Lay a small bootable system on a machine's disk, to see local boot", Args: args(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			return flags.open().PlantDisk(cmd.Context(), given[0])
+		}}
+}
+
+func labDownCommand(flags *labFlags) *cobra.Command {
+	return &cobra.Command{Use: "down", Short: "Power off and remove everything but the logs, also after a crash", Args: args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error { return flags.open().Down(cmd.Context()) }}
+}

@@ -1,0 +1,104 @@
+// Command rackstrap boots, installs and joins a rack of machines: see README.md.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"rackstrap/inventory"
+)
+
+// Exit codes of every command.
+const (
+	exitFailed = 1 // it was tried and did not work
+	exitUsage  = 2 // wrong usage, or an invalid configuration
+)
+
+// version is set by the build (-ldflags -X).
+var version = "devel"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := rootCommand().ExecuteContext(ctx); err != nil {
+		fmt.Fprintln(os.Stderr, "rackstrap:", err)
+		os.Exit(exitCode(err))
+	}
+}
+
+func rootCommand() *cobra.Command {
+	app := &app{}
+	root := &cobra.Command{
+		Use:           "rackstrap",
+		Short:         "Boot, install and join a rack of blank machines",
+		Long:          "Rackstrap takes a rack of blank machines to a Kubernetes cluster: DHCP, TFTP, HTTP boot,\nunattended installation and kubeadm, from one binary and one file.",
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	root.PersistentFlags().StringVar(&app.configPath, "config", "", "configuration `FILE` (default ./rackstrap.yaml, else /etc/rackstrap/rackstrap.yaml)")
+	root.SetFlagErrorFunc(func(_ *cobra.Command, err error) error { return &usageError{err} })
+	root.AddCommand(
+		app.initCommand(),
+		app.checkCommand(),
+		app.serveCommand(),
+		app.reloadCommand(),
+		app.doctorCommand(),
+		app.statusCommand(),
+		app.machinesCommand(),
+		app.eventsCommand(),
+		app.approveCommand(),
+		app.changeCommand("reinstall", "Install a machine anew at its next network boot", "armed: its next network boot installs it"),
+		app.changeCommand("hold", "Leave a machine alone: it boots its disk until it is reinstalled", "held: it boots its disk"),
+		app.changeCommand("adopt", "Take a machine whose disk holds a good system as installed", "installed: it boots its disk"),
+		app.releaseCommand(),
+		app.renderCommand(),
+		app.mediaCommand(),
+		app.labCommand(),
+		app.versionCommand(),
+	)
+	return root
+}
+
+// app is what all commands share.
+type app struct{ configPath string }
+
+// usageError is a wrong call of a command.
+type usageError struct{ error }
+
+func (e *usageError) Unwrap() error { return e.error }
+
+// configError is a configuration that cannot be used.
+type configError struct{ error }
+
+func (e *configError) Unwrap() error { return e.error }
+
+func exitCode(err error) int {
+	var (
+		usage  *usageError
+		config *configError
+		faults inventory.Faults
+	)
+	switch {
+	case errors.As(err, &usage), errors.As(err, &config), errors.As(err, &faults),
+		strings.HasPrefix(err.Error(), "unknown command"): // cobra has no type for it
+		return exitUsage
+	}
+	return exitFailed
+}
+
+// args wraps cobra's check of positional arguments, so that a wrong number of them is a usage error.
+func args(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, given []string) error {
+		if err := check(cmd, given); err != nil {
+			return &usageError{fmt.Errorf("%w; usage: %s", err, cmd.UseLine())}
+		}
+		return nil
+	}
+}

@@ -1,0 +1,64 @@
+# Rackstrap. `make` builds the binary, `make demo` boots a virtual rack with it, `make test` proves it.
+# On a fresh Debian 12 with Go, as root: every target installs what it needs.
+
+SHELL := /bin/bash
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+ARCH ?= $(shell go env GOARCH)
+
+# Debian packages, by what they are for.
+BUILD_PACKAGES := ipxe grub-common grub-efi-amd64-bin grub-efi-ia32-bin grub-pc-bin
+LAB_PACKAGES   := iproute2 qemu-system-x86 qemu-utils ovmf ipxe-qemu xorriso squashfs-tools cpio zstd mtools dosfstools \
+	fdisk gdisk busybox-static shim-signed grub-efi-amd64-signed
+TEST_PACKAGES  := gcc libc6-dev udhcpc isc-dhcp-client isc-dhcp-relay kea-admin dnsmasq-base tftp-hpa atftp curl \
+	tcpdump iputils-ping procps socat shellcheck
+BENCH_PACKAGES := kea-dhcp4-server tftpd-hpa nginx-light wrk
+
+.PHONY: all build loaders packages lab-packages test-packages bench-packages demo test quick bench fuzz clean
+
+all: build
+
+build: bin/rackstrap
+
+# One static binary; ARCH=arm64 cross-compiles.
+bin/rackstrap: loaders FORCE
+	CGO_ENABLED=0 GOARCH=$(ARCH) go build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/rackstrap
+
+.PHONY: FORCE
+FORCE:
+
+loaders: packages
+	@assets/build-loaders.sh >/dev/null
+
+packages:
+	@scripts/install.sh $(BUILD_PACKAGES)
+lab-packages: packages
+	@scripts/install.sh $(LAB_PACKAGES)
+test-packages: lab-packages
+	@scripts/install.sh $(TEST_PACKAGES)
+bench-packages: test-packages
+	@scripts/install.sh $(BENCH_PACKAGES)
+
+# The main job on a virtual rack, on embedded defaults: three machines, power-on to the installer.
+demo: lab-packages build
+	@scripts/demo.sh bin/rackstrap
+
+# Everything, QEMU boots included. Under CI a skipped test is a failure.
+test: test-packages loaders
+	@scripts/test.sh
+
+# Without machines that boot: seconds instead of minutes.
+quick: loaders
+	go vet ./... && go test -short ./...
+
+bench: bench-packages build
+	@scripts/bench.sh
+
+# Each fuzz target for FUZZTIME.
+FUZZTIME ?= 30s
+fuzz:
+	@scripts/fuzz.sh $(FUZZTIME)
+
+clean:
+	rm -rf bin
+	find assets/loaders -type f ! -name README.md -delete

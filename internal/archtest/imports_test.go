@@ -1,0 +1,88 @@
+// Package archtest holds the architecture to its word.
+package archtest
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+)
+
+// allowed is which of our packages each package may import: the table of docs/architecture.md. A package
+// that does not stand here is a failure: its place in the design has to be thought of first.
+var allowed = map[string][]string{
+	"inventory":        {},
+	"assets":           {},
+	"media":            {"inventory"},
+	"lifecycle":        {"inventory"},
+	"store":            {"inventory", "lifecycle"},
+	"bootplan":         {"inventory", "lifecycle", "assets", "media"},
+	"dhcp":             {"inventory", "lifecycle", "assets"},
+	"tftp":             {"inventory", "lifecycle", "assets", "media", "bootplan"},
+	"httpboot":         {"inventory", "lifecycle", "assets", "media", "bootplan"},
+	"operator":         {"inventory", "lifecycle", "bootplan"},
+	"lab":              {"inventory"},
+	"cmd/rackstrap":    {"*"},
+	"bench":            {"*"},
+	"e2e":              {"*"},
+	"internal/testenv": {},
+}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+}
+
+func packages(t *testing.T) []listed {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", "rackstrap/...").Output()
+	require.NoError(t, err)
+	var all []listed
+	for decode := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		if err := decode.Decode(&p); errors.Is(err, io.EOF) {
+			return all
+		} else {
+			require.NoError(t, err)
+		}
+		all = append(all, p)
+	}
+}
+
+func TestImportsGoInOneDirection(t *testing.T) {
+	all := packages(t)
+	require.Greater(t, len(all), 8)
+	for _, p := range all {
+		name := strings.TrimPrefix(p.ImportPath, "rackstrap/")
+		if name == "internal/archtest" {
+			continue
+		}
+		may, known := allowed[name]
+		if !known {
+			t.Errorf("%s is not in the table of allowed imports", p.ImportPath)
+			continue
+		}
+		for _, imported := range p.Imports {
+			ours, isOurs := strings.CutPrefix(imported, "rackstrap/")
+			if isOurs && !slices.Contains(may, ours) && !slices.Contains(may, "*") {
+				t.Errorf("%s imports %s", name, ours)
+			}
+		}
+	}
+}
+
+// The inventory alone reads configuration: whoever else imported viper would make a second source of truth.
+func TestOnlyInventoryImportsViper(t *testing.T) {
+	for _, p := range packages(t) {
+		for _, imported := range p.Imports {
+			if strings.HasPrefix(imported, "github.com/spf13/viper") {
+				require.Equal(t, "rackstrap/inventory", p.ImportPath)
+			}
+		}
+	}
+}

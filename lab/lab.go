@@ -82,7 +82,8 @@ type Machine struct {
 	CPUs      int              `json:"cpus"`                 // default 1
 	DiskGiB   int              `json:"disk_gib"`             // default 20; sparse
 	NICROM    bool             `json:"nic_rom,omitempty"`    // UEFI only: the NIC carries iPXE as option ROM, instead of the firmware's own PXE
-	SecondNIC bool             `json:"second_nic,omitempty"` // another NIC, listed before the booting one, without a cable
+	SecondNIC bool             `json:"second_nic,omitempty"` // another NIC, found before the booting one, that is not on the rack's network
+	DiskFirst bool             `json:"disk_first,omitempty"` // boots the disk before the NIC, as Anaconda's UEFI entry makes a machine do
 }
 
 func (m Machine) withDefaults() Machine {

@@ -218,7 +218,11 @@ func qemuArgs(m *machineRecord, accel string) []string {
 			"-netdev", "hubport,id=spare,hubid=9",
 			"-device", "virtio-net-pci,netdev=spare,romfile=,mac="+spareMAC(m.Machine.MAC).String())
 	}
-	nic := "virtio-net-pci,netdev=rack,bootindex=0,mac=" + m.Machine.MAC.String()
+	nicIndex, diskIndex := "0", "1"
+	if m.DiskFirst {
+		nicIndex, diskIndex = diskIndex, nicIndex
+	}
+	nic := "virtio-net-pci,netdev=rack,bootindex=" + nicIndex + ",mac=" + m.Machine.MAC.String()
 	if fw.code != "" && !m.NICROM {
 		nic += ",romfile=" // the firmware's own network stack, not iPXE from the option ROM
 	}
@@ -226,7 +230,7 @@ func qemuArgs(m *machineRecord, accel string) []string {
 		"-netdev", "tap,id=rack,ifname="+m.Tap+",script=no,downscript=no",
 		"-device", nic,
 		"-drive", "if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap,file="+diskFile,
-		"-device", "virtio-scsi-pci,id=scsi", "-device", "scsi-hd,drive=disk,bootindex=1")
+		"-device", "virtio-scsi-pci,id=scsi", "-device", "scsi-hd,drive=disk,bootindex="+diskIndex)
 }
 
 // escape doubles the comma, which separates QEMU's options.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // netnsDir is where ip-netns(8) keeps its names.
@@ -175,6 +178,11 @@ func (l *Lab) Start(ctx context.Context, cmd *exec.Cmd) (logPath string, err err
 // the output in a file. A goroutine collects its exit status as long as this process lives; it ends with the
 // command.
 func detach(cmd *exec.Cmd, logPath string) (process, error) {
+	// Go closes its own files in a child, but not what this process has inherited: a machine that kept the
+	// lock of the flock(1) above us would hold it for as long as it runs.
+	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
+		return process{}, fmt.Errorf("lab: close_range: %v", err)
+	}
 	out, err := os.Create(logPath)
 	if err != nil {
 		return process{}, fmt.Errorf("lab: %v", err)

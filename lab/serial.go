@@ -162,8 +162,8 @@ func (l *Lab) Console(ctx context.Context, name string, in io.Reader, out io.Wri
 
 	left := make(chan struct{})
 	go func() {
-		defer close(left)
 		defer conn.Close()
+		defer close(left) // before the connection ends, which ends the copying
 		buffer := make([]byte, 256)
 		for {
 			n, err := in.Read(buffer)

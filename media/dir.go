@@ -158,6 +158,16 @@ func (d *dirTree) Open(name string) (fs.File, error) {
 	return d.open(e.path)
 }
 
+// Lstat is fs.ReadLinkFS's.
+func (d *dirTree) Lstat(name string) (fs.FileInfo, error) {
+	return d.root.FS().(fs.ReadLinkFS).Lstat(name)
+}
+
+// ReadLink is fs.ReadLinkFS's.
+func (d *dirTree) ReadLink(name string) (string, error) {
+	return d.root.FS().(fs.ReadLinkFS).ReadLink(name)
+}
+
 // fileContent is a file of its own as Content, cut to the size that was promised.
 type fileContent struct {
 	*io.SectionReader

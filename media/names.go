@@ -19,26 +19,35 @@ func decodeName(b []byte) string {
 	return string(runes)
 }
 
-// isoName reads a file or directory identifier of the primary tree (ECMA-119 7.5, 7.6).
-func isoName(ident []byte) string { return trimVersion(decodeName(ident)) }
+// isoName reads a file or directory identifier of the primary tree (ECMA-119 7.5, 7.6). Without version and
+// without the separator that a name with an empty extension ends in: "VMLINUZ.;1" is "VMLINUZ".
+func isoName(ident []byte) string {
+	name, _ := cutVersion(decodeName(ident))
+	return strings.TrimSuffix(name, ".")
+}
 
 // jolietName reads an identifier of the Joliet tree: UCS-2, big-endian (and, as found in practice, UTF-16).
+// A dot at the end is part of the name, unless it was put there for the sake of a version.
 func jolietName(ident []byte) string {
 	units := make([]uint16, len(ident)/2)
 	for i := range units {
 		units[i] = uint16(ident[2*i])<<8 | uint16(ident[2*i+1])
 	}
-	return trimVersion(string(utf16.Decode(units)))
+	name, cut := cutVersion(string(utf16.Decode(units)))
+	if cut {
+		name = strings.TrimSuffix(name, ".")
+	}
+	return name
 }
 
-// trimVersion drops the version number (ECMA-119 7.5.1) and the separator that a name without extension
-// ends in: "VMLINUZ.;1" is "VMLINUZ".
-func trimVersion(name string) string {
+// cutVersion drops the version number (ECMA-119 7.5.1), and the NULs that some programs pad with.
+func cutVersion(name string) (base string, cut bool) {
 	name = strings.TrimRight(name, "\x00")
-	if base, version, ok := strings.Cut(name, ";"); ok && strings.Trim(version, "0123456789") == "" {
-		name = base
+	i := strings.LastIndexByte(name, ';')
+	if i < 0 || i == len(name)-1 || strings.Trim(name[i+1:], "0123456789") != "" {
+		return name, false
 	}
-	return strings.TrimSuffix(name, ".")
+	return name[:i], true
 }
 
 // checkName refuses names that no path can have.

@@ -257,8 +257,8 @@ func (a *attributes) readLink(e []byte, at int64) error {
 			a.target = append(a.target, '.')
 		case slParent:
 			a.target = append(a.target, '.', '.')
-		case slRoot:
-			a.target = append(a.target[:0], '/')
+		case slRoot: // xorriso also writes it for an empty component, "a//b"
+			a.target = append(a.target, '/')
 		default:
 			return corrupt(at, "a component of a symbolic link has flags %#x", flags)
 		}

@@ -1,0 +1,207 @@
+#!/bin/bash
+# Rackstrap beside its peers, in one run on one host: DHCP against Kea (memfile) and dnsmasq, TFTP against
+# tftpd-hpa, HTTP from inside an ISO against nginx with the file unpacked; memory. Printed as ratios: the
+# machines are shared, only the relation means something. Clients and servers are in network namespaces.
+set -euo pipefail
+cd "$(dirname "$(readlink -f "$0")")/.."
+rackstrap=$PWD/bin/rackstrap
+seconds=${BENCH_SECONDS:-8}
+tmp=$(mktemp -d)
+servers=rsbench-srv clients=rsbench-cli
+started=()
+
+stop_all() {
+  for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done
+  for pid in "${started[@]}"; do wait "$pid" 2>/dev/null || true; done
+  started=()
+}
+cleanup() {
+  stop_all
+  ip netns del $servers 2>/dev/null || true
+  ip netns del $clients 2>/dev/null || true
+  rm -rf "$tmp"
+}
+trap cleanup EXIT
+
+ip netns add $servers
+ip netns add $clients
+ip -n $servers link add srv0 type veth peer name cli0 netns $clients
+ip -n $servers addr add 10.20.0.1/16 dev srv0
+ip -n $clients addr add 10.20.0.2/16 dev cli0
+for pair in "$servers srv0" "$clients cli0"; do
+  read -r ns link <<<"$pair"
+  ip -n "$ns" link set lo up
+  ip -n "$ns" link set "$link" up
+done
+serve() { # NAME COMMAND...
+  local name=$1
+  shift
+  ip netns exec $servers "$@" >"$tmp/$name.log" 2>&1 &
+  started+=($!)
+}
+client() { ip netns exec $clients "$@"; }
+ratio() { awk -v a="$1" -v b="$2" 'BEGIN { printf b > 0 ? "%.2f" : "-", a / b }'; }
+
+# --- the work: an ISO with one large file, a thousand reserved machines ---------------------------------
+mkdir -p "$tmp/tree/images/pxeboot" "$tmp/tree/Packages" "$tmp/tftp"
+printf '[general]\nfamily = CentOS\nversion = 7\narch = x86_64\n[images-x86_64]\nkernel = images/pxeboot/vmlinuz\ninitrd = images/pxeboot/initrd.img\n' >"$tmp/tree/.treeinfo"
+head -c 1000000 /dev/urandom >"$tmp/tree/images/pxeboot/vmlinuz"
+head -c 33554432 /dev/urandom >"$tmp/tree/images/pxeboot/initrd.img"
+head -c 67108864 /dev/urandom >"$tmp/tree/Packages/large.rpm"
+xorriso -as mkisofs -quiet -R -J -V BENCH -o "$tmp/bench.iso" "$tmp/tree" 2>/dev/null
+mkdir -p "$tmp/tftp/media/bench/images"
+cp -r "$tmp/tree/images/pxeboot" "$tmp/tftp/media/bench/images/"
+chmod -R a+rX "$tmp"
+
+config() { # conflict-free: reserved addresses 10.20.1.0 and up, the pool beyond
+  cat <<YAML
+server: {interface: srv0, address: 10.20.0.1, data_dir: $tmp/data}
+network:
+  subnet: 10.20.0.0/16
+  gateway: 10.20.0.2
+  dns: [10.20.0.2]
+  dhcp: {pool: 10.20.100.0-10.20.250.255}
+media: [{name: bench, iso: $tmp/bench.iso}]
+cluster: {pod_cidr: 10.244.0.0/16, service_cidr: 10.1.0.0/16}
+machines:
+  - {name: client, mac: "52:54:00:ff:00:01", ip: 10.20.0.3, role: control-plane}
+YAML
+  for i in $(seq 0 999); do
+    printf '  - {name: m%d, mac: "52:54:00:00:%02x:%02x", ip: 10.20.%d.%d, role: worker}\n' "$i" $((i / 256)) $((i % 256)) $((1 + i / 200)) $((1 + i % 200))
+  done
+}
+config >"$tmp/rackstrap.yaml"
+for i in $(seq 0 999); do printf '52:54:00:00:%02x:%02x\n' $((i / 256)) $((i % 256)); done >"$tmp/macs.txt"
+
+start_rackstrap() {
+  serve rackstrap "$rackstrap" --config "$tmp/rackstrap.yaml" serve
+  for _ in $(seq 100); do grep -q '^ready' "$tmp/rackstrap.log" && break; sleep 0.1; done
+  grep -q '^ready' "$tmp/rackstrap.log" || { cat "$tmp/rackstrap.log"; exit 1; }
+  daemon=$(pgrep -f "^$rackstrap --config $tmp/" | head -n 1)
+}
+memory() { awk -v key="$1" '$1 == key":" { printf "%.0f", $2 / 1024 }' "/proc/$daemon/status"; }
+
+# --- DHCP -----------------------------------------------------------------------------------------------
+kea_config() {
+  printf '{"Dhcp4":{"interfaces-config":{"interfaces":["srv0"]},"lease-database":{"type":"memfile","persist":true,"name":"%s/kea.csv"},' "$tmp"
+  printf '"valid-lifetime":43200,"subnet4":[{"id":1,"subnet":"10.20.0.0/16","pools":[{"pool":"10.20.100.0-10.20.250.255"}],'
+  printf '"option-data":[{"name":"routers","data":"10.20.0.2"},{"name":"domain-name-servers","data":"10.20.0.2"}],"reservations":['
+  for i in $(seq 0 999); do
+    [ "$i" = 0 ] || printf ','
+    printf '{"hw-address":"52:54:00:00:%02x:%02x","ip-address":"10.20.%d.%d"}' $((i / 256)) $((i % 256)) $((1 + i / 200)) $((1 + i % 200))
+  done
+  printf ']}],"loggers":[{"name":"kea-dhcp4","severity":"ERROR","output_options":[{"output":"%s/kea-own.log"}]}]}}' "$tmp"
+}
+kea_config >"$tmp/kea.json"
+{
+  printf 'port=0\ninterface=srv0\nbind-interfaces\nno-ping\ndhcp-range=10.20.100.0,10.20.250.255,12h\ndhcp-option=3,10.20.0.2\ndhcp-lease-max=70000\nuser=root\nquiet-dhcp\ndhcp-leasefile=%s/dnsmasq.leases\n' "$tmp"
+  for i in $(seq 0 999); do
+    printf 'dhcp-host=52:54:00:00:%02x:%02x,10.20.%d.%d\n' $((i / 256)) $((i % 256)) $((1 + i / 200)) $((1 + i % 200))
+  done
+} >"$tmp/dnsmasq.conf"
+
+# perfdhcp plays a relay: four-way exchanges per second, and what was lost, at the offered rate.
+exchanges() { # RATE OPTIONS...
+  local rate=$1
+  shift
+  client timeout $((seconds + 20)) perfdhcp -4 -r "$rate" -p "$seconds" -W 2 "$@" 10.20.0.1 >"$tmp/perf.log" 2>&1 || true
+  awk '/Rate:/ { rate = $2 } /drops ratio|drop ratio/ { } /drops:/ { drops += $2 } /sent packets:/ { sent += $3 }
+    END { printf "%s %.2f\n", rate + 0, sent ? 100 * drops / sent : 100 }' "$tmp/perf.log"
+}
+best() { # OPTIONS...: the highest rate of a rising series at which under 1 % is lost, else the least lossy
+  local top=0 loss=100 rate r l
+  for rate in 1000 3000 6000 9000 12000 16000; do
+    read -r r l < <(exchanges "$rate" "$@")
+    if awk -v l="$l" 'BEGIN { exit !(l < 1) }'; then top=$r loss=$l; else break; fi
+  done
+  echo "$top $loss"
+}
+declare -A dhcp
+measure_dhcp() { # NAME
+  dhcp[$1,at1000]=$(exchanges 1000 -M "$tmp/macs.txt" | awk '{ print $2 }')
+  dhcp[$1,reserved]=$(best -M "$tmp/macs.txt" | awk '{ print $1 }')
+  dhcp[$1,pool]=$(best -R 30000 | awk '{ print $1 }')
+}
+echo "DHCP: ${seconds} s per step, three servers"
+start_rackstrap
+at_rest=$(memory VmRSS)
+measure_dhcp rackstrap
+under_dhcp=$(memory VmHWM)
+stop_all
+serve kea env KEA_PIDFILE_DIR="$tmp" KEA_LOCKFILE_DIR=none kea-dhcp4 -c "$tmp/kea.json"
+sleep 2
+measure_dhcp kea
+stop_all
+serve dnsmasq dnsmasq -k -C "$tmp/dnsmasq.conf"
+sleep 1
+measure_dhcp dnsmasq
+stop_all
+
+# --- TFTP -----------------------------------------------------------------------------------------------
+fetch_tftp() { # BLKSIZE CLIENTS PORT -> MB/s in all
+  local size=33554432 begun ended pids=()
+  begun=$(date +%s.%N)
+  for _ in $(seq "$2"); do
+    client curl -sS --max-time 300 --tftp-blksize "$1" -o /dev/null "tftp://10.20.0.1:$3/media/bench/images/pxeboot/initrd.img" 2>>"$tmp/curl.log" &
+    pids+=($!)
+  done
+  for pid in "${pids[@]}"; do wait "$pid" || echo failed >>"$tmp/tftp-failed"; done
+  ended=$(date +%s.%N)
+  awk -v n="$2" -v size=$size -v a="$begun" -v b="$ended" 'BEGIN { printf "%.1f", n * size / 1e6 / (b - a) }'
+}
+# The client's address must be one that was given out: 10.20.0.3 is reserved.
+ip -n $clients addr flush dev cli0
+ip -n $clients addr add 10.20.0.3/16 dev cli0
+start_rackstrap
+serve tftpd in.tftpd --foreground --listen --address 10.20.0.1:6969 --secure --user root "$tmp/tftp"
+sleep 1
+declare -A tftp
+for blksize in 512 1468; do
+  for n in 1 32; do
+    tftp[rackstrap,$blksize,$n]=$(fetch_tftp $blksize $n 69)
+    tftp[hpa,$blksize,$n]=$(fetch_tftp $blksize $n 6969)
+  done
+done
+
+# --- HTTP -----------------------------------------------------------------------------------------------
+cat >"$tmp/nginx.conf" <<NGINX
+worker_processes 2; pid $tmp/nginx.pid; error_log $tmp/nginx.err; daemon off; user root;
+events { worker_connections 1024; }
+http { access_log off; sendfile on; tcp_nopush on; server { listen 10.20.0.1:8088; root $tmp/tree; } }
+NGINX
+serve nginx nginx -c "$tmp/nginx.conf" -p "$tmp"
+sleep 1
+fetch_http() { # CLIENTS URL -> MB/s
+  client wrk -t "$(($1 > 1 ? 2 : 1))" -c "$1" -d "${seconds}s" --timeout 60s "$2" 2>&1 |
+    awk '/Transfer\/sec/ { v = $2; m = v ~ /GB/ ? 1073.741824 : v ~ /MB/ ? 1.048576 : v ~ /KB/ ? 0.001024 : 0.000001; sub(/[A-Z]+/, "", v); printf "%.0f", v * m }'
+}
+declare -A http
+for n in 1 64; do
+  http[rackstrap,$n]=$(fetch_http $n http://10.20.0.1:8080/media/bench/Packages/large.rpm)
+  http[nginx,$n]=$(fetch_http $n http://10.20.0.1:8088/Packages/large.rpm)
+done
+under_load=$(memory VmHWM)
+stop_all
+
+# --- what was seen --------------------------------------------------------------------------------------
+row() { printf '%-44s %12s %12s %12s %8s\n' "$@"; }
+echo
+row "DHCP, exchanges/s (loss < 1 %)" rackstrap kea dnsmasq "to kea"
+row "1,000 reservations" "${dhcp[rackstrap,reserved]}" "${dhcp[kea,reserved]}" "${dhcp[dnsmasq,reserved]}" "$(ratio "${dhcp[rackstrap,reserved]}" "${dhcp[kea,reserved]}")"
+row "pool, 30,000 clients" "${dhcp[rackstrap,pool]}" "${dhcp[kea,pool]}" "${dhcp[dnsmasq,pool]}" "$(ratio "${dhcp[rackstrap,pool]}" "${dhcp[kea,pool]}")"
+row "loss at 1,000/s with reservations, %" "${dhcp[rackstrap,at1000]}" "${dhcp[kea,at1000]}" "${dhcp[dnsmasq,at1000]}" ""
+echo
+row "TFTP, MB/s in all" rackstrap tftpd-hpa "" ratio
+for blksize in 512 1468; do
+  for n in 1 32; do
+    row "blksize $blksize, $n clients" "${tftp[rackstrap,$blksize,$n]}" "${tftp[hpa,$blksize,$n]}" "" "$(ratio "${tftp[rackstrap,$blksize,$n]}" "${tftp[hpa,$blksize,$n]}")"
+  done
+done
+[ ! -e "$tmp/tftp-failed" ] || echo "$(wc -l <"$tmp/tftp-failed") TFTP transfers failed: $(sort "$tmp/curl.log" | uniq -c | head -n 3)"
+echo
+row "HTTP, MB/s in all" rackstrap nginx "" ratio
+for n in 1 64; do
+  row "64 MiB from inside the ISO, $n clients" "${http[rackstrap,$n]}" "${http[nginx,$n]}" "" "$(ratio "${http[rackstrap,$n]}" "${http[nginx,$n]}")"
+done
+echo
+echo "memory: $at_rest MiB at rest, $under_dhcp MiB at most under DHCP, $under_load MiB at most under TFTP and HTTP"

@@ -1,0 +1,75 @@
+package httpboot
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+
+	"github.com/labstack/echo/v4"
+
+	"rackstrap/bootplan"
+	"rackstrap/lifecycle"
+)
+
+func (s *Server) ipxe(c echo.Context) error { return s.script(c, "iPXE", s.o.Plan.IPXE) }
+
+func (s *Server) grub(c echo.Context) error { return s.script(c, "GRUB", s.o.Plan.GRUB) }
+
+// script sends what the machine that the path names boots next. A client whose address belongs to another
+// machine does not get an install script: it would install itself in that one's place. Addresses that belong
+// to nobody may read: scripts hold no secret, and an operator wants to see them.
+func (s *Server) script(c echo.Context, language string, render func(lifecycle.Decision) ([]byte, error)) error {
+	mac, err := macOf(c)
+	if err != nil {
+		return err
+	}
+	d := s.o.Rack.Decide(mac)
+	if own, known := s.o.Rack.MACByIP(client(c)); known && own != mac && d.Action == lifecycle.ActionInstall {
+		return &denial{mac: mac, level: lifecycle.Alarm,
+			reason: fmt.Sprintf("%s installs %s, and your address belongs to %s", c.Request().URL.Path, d.Machine.Name, own),
+			event:  fmt.Sprintf("install script of %s asked for by %s, whose address belongs to %s", d.Machine.Name, asker(c), s.nameOf(own))}
+	}
+	text, err := again(func() ([]byte, error) { return render(d) })
+	if err != nil {
+		return fmt.Errorf("%s script: %w", language, err)
+	}
+	if c.Request().Method == http.MethodGet {
+		e := lifecycle.Event{MAC: mac, Kind: "script", Level: lifecycle.Info,
+			Text: fmt.Sprintf("%s script %q for %s: %s", language, d.Action, asker(c), d.Reason)}
+		if d.Action == lifecycle.ActionDiscover { // the waiting screen asks every 10 s
+			s.noteOnce(c, e)
+		} else {
+			s.note(e)
+		}
+	}
+	c.Response().Header().Set("Cache-Control", "no-store")
+	return sendText(c, http.StatusOK, string(text))
+}
+
+// loader sends what TFTP would send under the same path.
+func (s *Server) loader(c echo.Context) error { return s.bootFile(c, c.Param("*")) }
+
+// grubFile is what GRUB asks for beside its own path: its prefix is the root of the server.
+func (s *Server) grubFile(c echo.Context) error { return s.bootFile(c, "grub/"+c.Param("*")) }
+
+func (s *Server) bootFile(c echo.Context, name string) error {
+	from := client(c)
+	mac, known := s.o.Rack.MACByIP(from)
+	f, err := again(func() (*bootplan.File, error) { return s.o.Plan.Open(name, from) })
+	var refused *bootplan.Refusal
+	if errors.As(err, &refused) {
+		return &denial{mac: mac, level: lifecycle.Warn, reason: refused.Reason,
+			event: fmt.Sprintf("%s refused to %s: %s", name, asker(c), refused.Reason)}
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if f.ETag == "" { // rendered for this client
+		c.Response().Header().Set("Cache-Control", "no-store")
+	}
+	if known {
+		defer s.delivery(c, "loader", mac, name, f.Size)()
+	}
+	return sendFile(c, file{content: f, name: f.Name, modTime: f.ModTime, etag: f.ETag})
+}

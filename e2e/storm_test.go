@@ -92,7 +92,9 @@ func (d *daemon) kill() {
 	d.cmd.Wait()
 }
 
-func stormMAC(i int) net.HardwareAddr { return net.HardwareAddr{0x52, 0x54, 0, 1, byte(i >> 8), byte(i)} }
+func stormMAC(i int) net.HardwareAddr {
+	return net.HardwareAddr{0x52, 0x54, 0, 1, byte(i >> 8), byte(i)}
+}
 
 func stormConfig(t *testing.T, machines int) (path string) {
 	t.Helper()
@@ -213,7 +215,7 @@ func TestStormOfBoots(t *testing.T) {
 			slots <- struct{}{}
 			defer func() { <-slots }()
 			for attempt := 0; attempt < 60; attempt++ {
-				if relay.boot(stormMAC((i * 7) % (stormListed + stormUnknown))) == nil {
+				if relay.boot(stormMAC((i*7)%(stormListed+stormUnknown))) == nil {
 					return
 				}
 				time.Sleep(250 * time.Millisecond)

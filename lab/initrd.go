@@ -14,7 +14,19 @@ import (
 	"strings"
 )
 
-// initScript is the init of the lab's initrd; udhcpcScript configures the NIC for its DHCP client.
+// initScript is the init of the lab's initrd; udhcpcScript configures the NIC for its DHCP client. It obeys the
+// installer's kernel arguments BOOTIF, inst.ks, inst.ks.sendmac, inst.ks.sendsn and inst.repo, and two of its
+// own: rackstrap.poweroff ends with a power-off instead of a shell, rackstrap.disk=NAME plays the installed
+// system. Each step is one line on the serial port:
+//
+//	rackstrap-lab: kernel command line: ...
+//	rackstrap-lab: address 10.10.10.80 on eth0 52:54:00:00:00:80
+//	rackstrap-lab: lease from 10.10.10.1: router 10.10.10.121, hostname kmaster, 43200 s
+//	rackstrap-lab: kickstart http://10.10.10.1:8080/ks/... HTTP 200 1234 bytes
+//	rackstrap-lab: treeinfo|stage2|repository http://... HTTP 200 735 bytes
+//	rackstrap-lab: installer reached
+//
+// or, at any step, `rackstrap-lab: FAILED ...`.
 //
 //go:embed init.sh
 var initScript []byte

@@ -128,6 +128,7 @@ func TestModulesComeAfterWhatTheyNeed(t *testing.T) {
 		}
 	}
 	require.Contains(t, place, "virtio_net")
+	require.Contains(t, place, "net_failover", "virtio_net needs it")
 	require.NotContains(t, place, "af_packet", "built in")
 
 	_, err = k.load(t.Context(), []string{"virtio_net", "flux_capacitor"})

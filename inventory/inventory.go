@@ -11,20 +11,24 @@ import (
 
 // Config is one valid configuration. Treat it as read-only: it is shared by every part of the daemon.
 type Config struct {
-	Path     string // the file it came from; "" for the embedded default
+	Path     string // the file it came from, absolute; "" for the embedded default
 	Server   Server
 	Network  Network
 	Media    []Medium
 	Install  Install // the defaults; a machine's own are in Machine.Install
 	Cluster  Cluster
 	Machines []Machine // in the order of the file
+	Warnings []string  // what is allowed, but probably not meant; for people
+
+	origin *origin // where the values came from; nil if made by hand
+	lookup lookup  // empty if made by hand
 }
 
 // Server says where the daemon listens and keeps its state.
 type Server struct {
-	Interface  string     // the NIC on the provisioning network
+	Interface  string     // the NIC on the provisioning network; may be "" with DHCP off
 	Address    netip.Addr // IPv4; the zero Addr until resolved from the interface
-	HTTPPort   int        // boot plane, plain HTTP
+	HTTPPort   int        // boot plane, plain HTTP; 0, here and below: any free port
 	HTTPSPort  int        // node plane, TLS
 	TFTPPort   int
 	DHCPPort   int    // 67 everywhere but in tests
@@ -156,33 +160,6 @@ type Machine struct {
 	IP      netip.Addr
 	Role    Role
 	Install Install // the install section with the machine's own keys laid over it
-}
-
-// ByMAC finds a machine by the hardware address of its boot NIC.
-func (c *Config) ByMAC(mac MAC) (*Machine, bool) {
-	if mac.IsZero() {
-		return nil, false
-	}
-	return c.find(func(m *Machine) bool { return m.MAC == mac })
-}
-
-// ByName finds a machine by its host name.
-func (c *Config) ByName(name string) (*Machine, bool) {
-	return c.find(func(m *Machine) bool { return m.Name == name })
-}
-
-// ByIP finds a machine by its reserved address.
-func (c *Config) ByIP(ip netip.Addr) (*Machine, bool) {
-	return c.find(func(m *Machine) bool { return m.IP == ip })
-}
-
-func (c *Config) find(match func(*Machine) bool) (*Machine, bool) {
-	for i := range c.Machines {
-		if match(&c.Machines[i]) {
-			return &c.Machines[i], true
-		}
-	}
-	return nil, false
 }
 
 // Medium finds a medium by name; "" is the first one.

@@ -1,0 +1,204 @@
+package inventory
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+)
+
+// Diff lists what changed between two configurations, a line each, in the order of the file:
+// `network.dhcp.lease_time: 12h0m0s -> 1h0m0s`. Secrets are never shown, only that they changed.
+func Diff(old, new *Config) []string {
+	return diff(old, new, func(string) bool { return true })
+}
+
+// NeedsRestart lists the changes that a running daemon cannot follow: its sockets and its state stay where
+// they are, and so does the DHCP mode, which decides what is bound. Lines as of Diff.
+func NeedsRestart(old, new *Config) []string {
+	return diff(old, new, func(key string) bool {
+		return strings.HasPrefix(key, "server.") || key == "network.dhcp.mode"
+	})
+}
+
+func diff(old, new *Config, wanted func(key string) bool) (changes []string) {
+	before, after := flatten(old), flatten(new)
+	keys := slices.Clone(after.order)
+	for _, key := range before.order {
+		if _, still := after.values[key]; !still {
+			keys = append(keys, key)
+		}
+	}
+	for _, key := range keys {
+		was, is := before.values[key], after.values[key]
+		if !wanted(key) || was == is {
+			continue
+		}
+		// An address that one side has from its interface is no change of the file.
+		if key == "server.address" && (was.text == "" || is.text == "") && old.Server.Interface == new.Server.Interface {
+			continue
+		}
+		changes = append(changes, describe(key, was, is))
+	}
+	return changes
+}
+
+// value is one value as text, and what of it is compared but never shown.
+type value struct{ text, secret string }
+
+func (v value) isEntry() bool { return v.text == entryMark }
+
+func describe(key string, was, is value) string {
+	none := value{}
+	switch {
+	case was == none && (is.isEntry() || is.text == ""):
+		return key + ": added"
+	case is == none && (was.isEntry() || was.text == ""):
+		return key + ": removed"
+	case was.text == is.text: // the difference is a secret
+		return key + ": changed"
+	}
+	return fmt.Sprintf("%s: %s -> %s", key, cmp.Or(was.text, "none"), cmp.Or(is.text, "none"))
+}
+
+// entryMark is the value that stands for the presence of a list's entry.
+const entryMark = "\x00entry"
+
+// flat is a configuration as keys and values.
+type flat struct {
+	order  []string
+	values map[string]value
+}
+
+func (f *flat) put(key string, v any) {
+	text := fmt.Sprint(v)
+	switch v := v.(type) {
+	case netip.Addr:
+		if !v.IsValid() {
+			text = ""
+		}
+	case netip.Prefix:
+		if !v.IsValid() {
+			text = ""
+		}
+	case []string:
+		text = strings.Join(v, " ")
+	case []netip.Addr:
+		text = strings.Join(texts(v), " ")
+	case Range:
+		if text = ""; !v.IsZero() {
+			text = v.First.String() + "-" + v.Last.String()
+		}
+	case MAC:
+		if v.IsZero() {
+			text = ""
+		}
+	}
+	f.set(key, value{text: text})
+}
+
+func (f *flat) set(key string, v value) {
+	f.order = append(f.order, key)
+	f.values[key] = v
+}
+
+func flatten(c *Config) *flat {
+	f := &flat{values: map[string]value{}}
+	f.put("server.interface", c.Server.Interface)
+	f.put("server.address", c.Server.Address)
+	f.put("server.http_port", c.Server.HTTPPort)
+	f.put("server.https_port", c.Server.HTTPSPort)
+	f.put("server.tftp_port", c.Server.TFTPPort)
+	f.put("server.dhcp_port", c.Server.DHCPPort)
+	f.put("server.data_dir", c.Server.DataDir)
+	f.put("server.loaders_dir", c.Server.LoadersDir)
+
+	f.subnet("network", "network.dhcp.pool", c.Network.Subnet)
+	f.put("network.ntp", c.Network.NTP)
+	f.put("network.domain", c.Network.Domain)
+	f.put("network.dhcp.mode", c.Network.DHCP.Mode)
+	f.put("network.dhcp.lease_time", c.Network.DHCP.LeaseTime)
+	f.put("network.dhcp.unknown", c.Network.DHCP.Unknown)
+	f.put("network.dhcp.probe_interval", c.Network.DHCP.ProbeInterval)
+	for _, s := range c.Network.Relayed {
+		at := "network.relayed " + s.Prefix.String()
+		f.put(at, entryMark)
+		f.subnet(at, at+".pool", s)
+	}
+	for _, m := range c.Media {
+		at := fmt.Sprintf("media %q", m.Name)
+		f.put(at, entryMark)
+		f.put(at+".iso", m.ISO)
+		f.put(at+".dir", m.Dir)
+		f.set(at+".url", urlValue(m.URL))
+		f.put(at+".sha256", m.SHA256)
+	}
+	f.install("install", c.Install)
+
+	f.put("cluster.name", c.Cluster.Name)
+	f.put("cluster.kubernetes_version", c.Cluster.KubernetesVersion)
+	f.put("cluster.image_repository", c.Cluster.ImageRepository)
+	f.put("cluster.pod_cidr", c.Cluster.PodCIDR)
+	f.put("cluster.service_cidr", c.Cluster.ServiceCIDR)
+	f.put("cluster.control_plane_endpoint", c.Cluster.ControlPlaneEndpoint)
+	f.put("cluster.cni", c.Cluster.CNI)
+	f.put("cluster.proxy_mode", c.Cluster.ProxyMode)
+
+	common := &flat{values: map[string]value{}}
+	common.install("", c.Install)
+	for _, m := range c.Machines {
+		at := fmt.Sprintf("machines %q", m.Name)
+		f.put(at, entryMark)
+		f.put(at+".mac", m.MAC)
+		f.put(at+".ip", m.IP)
+		f.put(at+".role", m.Role)
+		// Only what differs from the install section: a change there is one change, not one per machine.
+		own := &flat{values: map[string]value{}}
+		own.install("", m.Install)
+		for _, key := range own.order {
+			if own.values[key] != common.values[key] {
+				f.set(at+key, own.values[key])
+			}
+		}
+	}
+	return f
+}
+
+func (f *flat) subnet(at, pool string, s Subnet) {
+	f.put(at+".subnet", s.Prefix)
+	f.put(at+".gateway", s.Gateway)
+	f.put(at+".dns", s.DNS)
+	f.put(pool, s.Pool)
+}
+
+func (f *flat) install(at string, in Install) {
+	f.put(at+".profile", in.Profile)
+	f.put(at+".medium", in.Medium)
+	f.put(at+".disk", in.Disk)
+	f.put(at+".timezone", in.Timezone)
+	f.set(at+".root_password_hash", value{secret: in.RootPasswordHash})
+	f.put(at+".ssh_authorized_keys", in.SSHAuthorizedKeys)
+	for _, name := range slices.Sorted(maps.Keys(in.Repos)) {
+		f.set(at+".repos."+name, urlValue(in.Repos[name].URL))
+	}
+	f.put(at+".kernel_args", in.KernelArgs)
+	f.put(at+".attempts", in.Attempts)
+	f.put(at+".secure_boot", in.SecureBoot)
+	f.put(at+".secure_boot_dir", in.SecureBootDir)
+	f.put(at+".local_boot", in.LocalBoot)
+}
+
+// urlValue hides a password in a URL.
+func urlValue(text string) value {
+	u, err := url.Parse(text)
+	switch {
+	case err != nil:
+		return value{secret: text}
+	case u.User == nil:
+		return value{text: text}
+	}
+	return value{text: u.Redacted(), secret: text}
+}

@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"rackstrap/internal/testenv"
+	"rackstrap/lab"
 	"rackstrap/operator"
 )
 
@@ -75,7 +76,7 @@ func labUp(t *testing.T, name string, args ...string) (*virtualRack, string) {
 	t.Cleanup(func() {
 		if t.Failed() {
 			logs, _ := filepath.Glob(filepath.Join(l.state, "*.log"))
-			serials, _ := filepath.Glob(filepath.Join(l.state, "machines", "*", "serial.log"))
+			serials, _ := filepath.Glob(filepath.Join(l.state, "machines", "*", "serial-*.log"))
 			for _, file := range append(logs, serials...) {
 				text, _ := os.ReadFile(file)
 				t.Logf("the end of %s:\n%s", file, text[max(0, len(text)-6000):])
@@ -106,7 +107,7 @@ func (l *virtualRack) status() operator.Status {
 
 // serial is a machine's serial log so far.
 func (l *virtualRack) serial(machine string) string {
-	text, _ := os.ReadFile(filepath.Join(l.state, "machines", machine, "serial.log"))
+	text, _ := os.ReadFile(lab.New(lab.Spec{StateDir: l.state}, nil).SerialLog(machine))
 	return string(text)
 }
 

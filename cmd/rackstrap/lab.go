@@ -120,7 +120,7 @@ func (up *labUp) run(ctx context.Context, source []byte) error {
 	}
 	start := time.Now()
 	for _, m := range machines {
-		if err := rack.PowerOn(ctx, m.Name); err != nil {
+		if err := rack.PowerOn(ctx, m.Name); err != nil && !errors.Is(err, lab.ErrRunning) { // `lab up` again
 			return err
 		}
 		fmt.Fprintf(up.out, "%-10s powered on: %s, %s\n", m.Name, m.Firmware, m.MAC)
@@ -240,10 +240,7 @@ func (up *labUp) machines(cfg *inventory.Config) ([]lab.Machine, error) {
 	return machines, nil
 }
 
-var (
-	daemonReady      = regexp.MustCompile(`(?m)^ready$`)
-	installerReached = regexp.MustCompile(`rackstrap-lab: (installer reached|FAILED .*)`)
-)
+var daemonReady = regexp.MustCompile(`(?m)^ready$`)
 
 // serve starts the appliance inside the lab and waits until it is ready.
 func (up *labUp) serve(ctx context.Context, rack *lab.Lab, config string) error {
@@ -275,10 +272,15 @@ func (up *labUp) serve(ctx context.Context, rack *lab.Lab, config string) error 
 
 // milestones are the lines of the serial console that make up a boot's timeline.
 var milestones = []*regexp.Regexp{
-	regexp.MustCompile(`rackstrap-lab: (kernel command line: .*)`),
-	regexp.MustCompile(`rackstrap-lab: (address .*)`),
-	regexp.MustCompile(`rackstrap-lab: (kickstart .*)`),
-	installerReached,
+	milestone(`kernel command line: .*`),
+	milestone(`address .*`),
+	milestone(`kickstart .*`),
+	milestone(`installer reached`),
+}
+
+// milestone is one such line; a failure ends the wait for any of them.
+func milestone(line string) *regexp.Regexp {
+	return regexp.MustCompile(`rackstrap-lab: (` + line + `|FAILED .*)`)
 }
 
 // follow waits for every machine's installer and tells each step.

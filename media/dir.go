@@ -106,8 +106,8 @@ func linkError(err error) error {
 	switch {
 	case errors.Is(err, syscall.ELOOP):
 		return noSuchFile(ErrLinkLoop)
-	case errors.Is(err, syscall.ENOTDIR):
-		return fs.ErrNotExist
+	case errors.Is(err, syscall.ENOTDIR), errors.Is(err, syscall.ENAMETOOLONG), errors.Is(err, syscall.EINVAL):
+		return fs.ErrNotExist // no file can have such a name
 	case errors.As(err, &errno) || errors.Is(err, fs.ErrClosed):
 		return err
 	default:

@@ -33,7 +33,8 @@ func diff(old, new *Config, wanted func(key string) bool) (changes []string) {
 		}
 	}
 	for _, key := range keys {
-		was, is := before.values[key], after.values[key]
+		was, had := before.values[key]
+		is, has := after.values[key]
 		if !wanted(key) || was == is {
 			continue
 		}
@@ -41,36 +42,50 @@ func diff(old, new *Config, wanted func(key string) bool) (changes []string) {
 		if key == "server.address" && (was.text == "" || is.text == "") && old.Server.Interface == new.Server.Interface {
 			continue
 		}
+		if owner := cmp.Or(was.owner, is.owner); owner != "" && owner != key {
+			_, stood := before.values[owner]
+			_, stands := after.values[owner]
+			if !stood || !stands {
+				continue // that the entry came or went says it all
+			}
+			if !had {
+				was.text = "inherited"
+			}
+			if !has {
+				is.text = "inherited"
+			}
+		}
 		changes = append(changes, describe(key, was, is))
 	}
 	return changes
 }
 
-// value is one value as text, and what of it is compared but never shown.
-type value struct{ text, secret string }
-
-func (v value) isEntry() bool { return v.text == entryMark }
+// value is one value as text, what of it is compared but never shown, and the entry of a list it is in.
+type value struct{ text, secret, owner string }
 
 func describe(key string, was, is value) string {
-	none := value{}
 	switch {
-	case was == none && (is.isEntry() || is.text == ""):
-		return key + ": added"
-	case is == none && (was.isEntry() || was.text == ""):
-		return key + ": removed"
 	case was.text == is.text: // the difference is a secret
 		return key + ": changed"
+	case was.text == "" && is.owner == key:
+		return key + ": added"
+	case is.text == "" && was.owner == key:
+		return key + ": removed"
 	}
 	return fmt.Sprintf("%s: %s -> %s", key, cmp.Or(was.text, "none"), cmp.Or(is.text, "none"))
 }
-
-// entryMark is the value that stands for the presence of a list's entry.
-const entryMark = "\x00entry"
 
 // flat is a configuration as keys and values.
 type flat struct {
 	order  []string
 	values map[string]value
+	owner  string // the entry that put and set are at
+}
+
+// begin starts an entry of a list.
+func (f *flat) begin(entry string) {
+	f.owner = entry
+	f.set(entry, value{text: "there"})
 }
 
 func (f *flat) put(key string, v any) {
@@ -101,6 +116,7 @@ func (f *flat) put(key string, v any) {
 }
 
 func (f *flat) set(key string, v value) {
+	v.owner = f.owner
 	f.order = append(f.order, key)
 	f.values[key] = v
 }
@@ -125,19 +141,19 @@ func flatten(c *Config) *flat {
 	f.put("network.dhcp.probe_interval", c.Network.DHCP.ProbeInterval)
 	for _, s := range c.Network.Relayed {
 		at := "network.relayed " + s.Prefix.String()
-		f.put(at, entryMark)
+		f.begin(at)
 		f.subnet(at, at+".pool", s)
 	}
 	for _, m := range c.Media {
 		at := fmt.Sprintf("media %q", m.Name)
-		f.put(at, entryMark)
+		f.begin(at)
 		f.put(at+".iso", m.ISO)
 		f.put(at+".dir", m.Dir)
 		f.set(at+".url", urlValue(m.URL))
 		f.put(at+".sha256", m.SHA256)
 	}
+	f.owner = ""
 	f.install("install", c.Install)
-
 	f.put("cluster.name", c.Cluster.Name)
 	f.put("cluster.kubernetes_version", c.Cluster.KubernetesVersion)
 	f.put("cluster.image_repository", c.Cluster.ImageRepository)
@@ -151,7 +167,7 @@ func flatten(c *Config) *flat {
 	common.install("", c.Install)
 	for _, m := range c.Machines {
 		at := fmt.Sprintf("machines %q", m.Name)
-		f.put(at, entryMark)
+		f.begin(at)
 		f.put(at+".mac", m.MAC)
 		f.put(at+".ip", m.IP)
 		f.put(at+".role", m.Role)
@@ -179,7 +195,11 @@ func (f *flat) install(at string, in Install) {
 	f.put(at+".medium", in.Medium)
 	f.put(at+".disk", in.Disk)
 	f.put(at+".timezone", in.Timezone)
-	f.set(at+".root_password_hash", value{secret: in.RootPasswordHash})
+	hash := value{secret: in.RootPasswordHash}
+	if hash.secret != "" {
+		hash.text = "(a secret)"
+	}
+	f.set(at+".root_password_hash", hash)
 	f.put(at+".ssh_authorized_keys", in.SSHAuthorizedKeys)
 	for _, name := range slices.Sorted(maps.Keys(in.Repos)) {
 		f.set(at+".repos."+name, urlValue(in.Repos[name].URL))
@@ -196,7 +216,7 @@ func urlValue(text string) value {
 	u, err := url.Parse(text)
 	switch {
 	case err != nil:
-		return value{secret: text}
+		return value{text: "(no URL)", secret: text}
 	case u.User == nil:
 		return value{text: text}
 	}

@@ -119,7 +119,7 @@ type Install struct {
 	Medium            string // name in media; "" for the first
 	Disk              string
 	Timezone          string
-	RootPasswordHash  string // crypt(3); a secret: never printed
+	RootPasswordHash  string `json:"-"` // crypt(3); a secret: never printed
 	SSHAuthorizedKeys []string
 	Repos             map[string]Repo
 	KernelArgs        []string  // appended to the installer's kernel command line

@@ -197,6 +197,10 @@ func (r *reader) repos(path string, node *yaml.Node) (any, bool) {
 			return map[string]any{"url": value.Value}, true
 		}
 		v := r.section(path, value, reflect.TypeFor[rawRepo]())
+		if v != nil && v["url"] == nil {
+			r.missing(path+".url", "is missing")
+			return nil, false
+		}
 		return v, v != nil
 	})
 	return found, found != nil
@@ -216,7 +220,8 @@ func (r *reader) is(path string, node *yaml.Node, kind yaml.Kind, want string) b
 	return true
 }
 
+// lineFault is for a node that is not the one known under its path.
 func (r *reader) lineFault(node *yaml.Node, path, text string) {
-	f := Fault{Source: r.name, Line: node.Line, Place: path, Text: text}
-	r.faults = append(r.faults, f)
+	r.fault(path, "%s", text)
+	r.faults[len(r.faults)-1].Line = node.Line
 }

@@ -177,7 +177,7 @@ func (t *typer) install(path string, raw rawInstall, own func(key string) bool) 
 		in.Repos[name] = Repo(repo)
 		if key := "repos." + name; own(key) {
 			if repo.URL == "" {
-				t.missing(path+"."+key, "has no url")
+				t.fault(path+"."+key, "has no URL")
 			}
 			t.url(path+"."+key, repo.URL)
 		}

@@ -575,17 +575,48 @@ func TestClaimsAllocateNothing(t *testing.T) {
 	require.Less(t, after.TotalAlloc-before.TotalAlloc, uint64(100*64<<10))
 }
 
+// fuzzedSectors is the size of the images that FuzzImage makes.
+const fuzzedSectors = 48
+
+// FuzzImage reads any image. Its input begins where an image does that has something to say, at the volume
+// descriptors, and is padded with zeros. (Run it with -fuzzminimizetime=10x: the inputs are long.)
 func FuzzImage(f *testing.F) {
-	f.Add(seed().b)
-	f.Add(newHandmade().b)
+	f.Add(bytes.TrimRight(seed().b[firstDescriptor:], "\x00"))
 	if _, err := exec.LookPath("xorriso"); err == nil {
-		f.Add(smallISO(f))
+		f.Add(smallISO(f)[firstDescriptor:])
 	}
 	f.Fuzz(func(t *testing.T, data []byte) {
-		img, err := NewImage(bytes.NewReader(data), int64(len(data)))
-		if err != nil {
-			return
-		}
-		useUp(t, img)
+		image := make([]byte, max(firstDescriptor+len(data), fuzzedSectors*sectorSize))
+		copy(image[firstDescriptor:], data)
+		readFuzzed(t, image)
 	})
+}
+
+// FuzzDirectory reads any directory records and system use entries: root follows ".." in the root directory,
+// and area begins at block 20.
+func FuzzDirectory(f *testing.F) {
+	h := seed()
+	records := bytes.TrimRight(h.b[rootBlock*sectorSize:(rootBlock+1)*sectorSize], "\x00")
+	f.Add(records[int(records[0])+34:], bytes.TrimRight(h.b[spare*sectorSize:], "\x00"))
+	for _, entry := range [][]byte{
+		use("TF", []byte{0x8f}, make([]byte, 4*17)), use("ER", []byte{10, 0, 0, 1}, []byte("RRIP_1991A")), use("ZF", []byte("pz\x04\x0f"), both(9)),
+		sl(slContinue, component(slContinue, "ab"), component(slRoot, "")), use("RE"), use("ST"), cl(rootBlock), ce(spare, 0, 64),
+	} {
+		f.Add(rec("F.;1", spare, 9, 0, entry, nm(0, "name"), px(0o120777)), entry)
+	}
+	f.Fuzz(func(t *testing.T, root, area []byte) {
+		h := newHandmade()
+		self := int(h.b[rootBlock*sectorSize])
+		copy(h.b[rootBlock*sectorSize+self+34:(rootBlock+1)*sectorSize], root)
+		copy(h.b[spare*sectorSize:], area)
+		readFuzzed(t, h.b)
+	})
+}
+
+func readFuzzed(t *testing.T, image []byte) {
+	img, err := NewImage(bytes.NewReader(image), int64(len(image)))
+	if err != nil {
+		return
+	}
+	useUp(t, img)
 }

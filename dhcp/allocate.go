@@ -1,0 +1,202 @@
+package dhcp
+
+import (
+	"net/netip"
+	"time"
+
+	"rackstrap/inventory"
+	"rackstrap/lifecycle"
+)
+
+// maxTries is how many addresses that turn out to be in use one DISCOVER may go through: firmware does not
+// wait for more, and asks again.
+const maxTries = 3
+
+// Reasons why there is no address to offer.
+const (
+	noPool    = "the network has no pool"
+	exhausted = "the pool is exhausted"
+	checking  = "the conflict check of an address for it is under way"
+	tooBusy   = "too many conflict checks at the same time"
+	allInUse  = "the addresses tried are in use by others"
+)
+
+// allocate finds a pool address for the client, checks that nobody uses it, and keeps it for offerTime.
+// Where there is none, why says so.
+func (x *exchange) allocate() (ip netip.Addr, why string) {
+	if x.sub.pool == nil {
+		return netip.Addr{}, noPool
+	}
+	now := x.s.now()
+	x.s.expireOffers(x.v, now)
+	if of, ok := x.s.offers.get(x.f.mac); ok {
+		if x.assignable(of.ip, now) {
+			if !of.ready {
+				return netip.Addr{}, checking // its reply will answer this repetition, too
+			}
+			of.until = now.Add(offerTime)
+			x.s.offers.put(x.f.mac, of)
+			return of.ip, ""
+		}
+		x.withdraw() // it moved to another network, or the configuration changed
+	}
+	for range maxTries {
+		ip, why = x.choose(now)
+		if why != "" {
+			return netip.Addr{}, why
+		}
+		if x.holds(ip, now) { // it may be using the address at this moment
+			x.s.offers.confirm(x.f.mac)
+			return ip, ""
+		}
+		inUse, by, ok := x.s.probe(x.ctx, ip)
+		switch {
+		case !ok:
+			x.withdraw()
+			return netip.Addr{}, tooBusy
+		case !inUse || by == x.f.mac.String():
+			x.s.offers.confirm(x.f.mac)
+			return ip, ""
+		}
+		x.s.offers.drop(x.f.mac) // its bit stays: it is somebody's
+		x.quarantine(ip, by)
+	}
+	return netip.Addr{}, allInUse
+}
+
+// choose marks an address as offered to the client: the one it had, else the one it asks for, else the one
+// that its MAC leads to.
+func (x *exchange) choose(now time.Time) (netip.Addr, string) {
+	p := x.sub.pool
+	if l, ok := x.s.rack.LeaseOf(x.f.mac); ok && x.assignable(l.IP, now) && x.reserve(l.IP, now) {
+		p.take(l.IP)
+		return l.IP, ""
+	}
+	if x.f.wants.IsValid() && x.assignable(x.f.wants, now) && p.take(x.f.wants) {
+		if x.reserve(x.f.wants, now) {
+			return x.f.wants, ""
+		}
+		p.release(x.f.wants)
+	}
+	for swept := false; ; {
+		ip, ok := p.takeNear(hashMAC(x.f.mac))
+		switch {
+		case ok && x.assignable(ip, now) && x.reserve(ip, now):
+			return ip, ""
+		case ok && x.s.offers.has(x.f.mac): // the same client, twice at the same time
+			p.release(ip)
+			return netip.Addr{}, checking
+		case ok && x.s.offers.full():
+			p.release(ip)
+			return netip.Addr{}, tooBusy
+		case ok: // taken while another bitmap was in force: the bit is right, look on
+		case swept || !p.dueForSweep(now):
+			return netip.Addr{}, exhausted
+		default:
+			x.s.sweep(x.v, p, now)
+			swept = true
+		}
+	}
+}
+
+// reserve notes the address as offered to the client.
+func (x *exchange) reserve(ip netip.Addr, now time.Time) bool {
+	return x.s.offers.put(x.f.mac, offer{ip: ip, until: now.Add(offerTime)})
+}
+
+// assignable tells whether the pool of the client's network may give it this address: not another
+// machine's by the list, by lease or by offer, and not quarantined.
+func (x *exchange) assignable(ip netip.Addr, now time.Time) bool {
+	if x.sub.pool == nil || !x.sub.pool.contains(ip) || ip == x.s.address || x.sub.kept(ip) {
+		return false
+	}
+	if _, reserved := x.v.reserved[ip]; reserved {
+		return false
+	}
+	if l, ok := x.s.rack.LeaseAt(ip); ok && l.MAC != x.f.mac && l.Expires.After(now) {
+		return false
+	}
+	other, offered := x.s.offers.holder(ip)
+	return !offered || other == x.f.mac
+}
+
+// holds tells whether the client has an unexpired lease of the address.
+func (x *exchange) holds(ip netip.Addr, now time.Time) bool {
+	l, ok := x.s.rack.LeaseOf(x.f.mac)
+	return ok && l.IP == ip && l.State == lifecycle.LeaseBound && l.Expires.After(now)
+}
+
+// withdraw takes an offer back.
+func (x *exchange) withdraw() {
+	if of, ok := x.s.offers.drop(x.f.mac); ok {
+		x.s.freeUnlessLeased(x.v, of.ip)
+	}
+}
+
+// quarantine keeps an address out of the pool, because somebody else uses it.
+func (x *exchange) quarantine(ip netip.Addr, by string) {
+	x.s.note(inventory.MAC{}, lifecycle.Warn, "conflict",
+		ip.String()+" is in the pool, but "+by+" uses it: not given to "+x.f.mac.String()+", kept out of the pool for "+quarantineTime.String())
+	x.s.metrics.conflicts.Inc()
+	if err := x.s.rack.Quarantine(x.ctx, lifecycle.Lease{IP: ip, Expires: x.s.now().Add(quarantineTime)}); err != nil {
+		x.s.log.Error("quarantine cannot be written", "ip", ip, "err", err)
+	}
+}
+
+// bind leases the address to the client. It returns when that is on disk: only then may the ACK leave.
+func (x *exchange) bind(ip netip.Addr) error {
+	before, had := x.s.rack.LeaseOf(x.f.mac)
+	err := x.s.rack.Bind(x.ctx, lifecycle.Lease{IP: ip, MAC: x.f.mac, State: lifecycle.LeaseBound,
+		Expires: x.s.now().Add(x.v.leaseFor)})
+	if err != nil {
+		return err
+	}
+	x.sub.pool.take(ip)
+	if of, ok := x.s.offers.drop(x.f.mac); ok && of.ip != ip {
+		x.s.freeUnlessLeased(x.v, of.ip)
+	}
+	if had && before.IP != ip {
+		x.s.freeUnlessLeased(x.v, before.IP)
+	}
+	return nil
+}
+
+// unbind gives the client's lease back.
+func (x *exchange) unbind(ip netip.Addr) error {
+	if err := x.s.rack.Unbind(x.ctx, x.f.mac, ip); err != nil {
+		return err
+	}
+	x.s.freeUnlessLeased(x.v, ip)
+	return nil
+}
+
+func (s *Server) expireOffers(v *view, now time.Time) {
+	for _, ip := range s.offers.expire(now) {
+		s.freeUnlessLeased(v, ip)
+	}
+}
+
+// freeUnlessLeased clears the address's bit. An expired lease keeps it, see pool.
+func (s *Server) freeUnlessLeased(v *view, ip netip.Addr) {
+	if _, leased := s.rack.LeaseAt(ip); leased || ip == s.address {
+		return
+	}
+	if _, reserved := v.reserved[ip]; reserved {
+		return
+	}
+	if sub := v.subnetOf(ip); sub != nil && sub.pool != nil && !sub.kept(ip) {
+		sub.pool.release(ip)
+	}
+}
+
+// sweep gives the addresses of expired leases and quarantines back to an exhausted pool.
+func (s *Server) sweep(v *view, p *pool, now time.Time) {
+	for _, l := range s.rack.Leases() {
+		if _, reserved := v.reserved[l.IP]; reserved || l.Expires.After(now) || l.IP == s.address || !p.contains(l.IP) {
+			continue
+		}
+		if _, offered := s.offers.holder(l.IP); !offered {
+			p.release(l.IP)
+		}
+	}
+}

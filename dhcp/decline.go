@@ -1,0 +1,41 @@
+package dhcp
+
+import (
+	"rackstrap/inventory"
+	"rackstrap/lifecycle"
+)
+
+// decline takes note that somebody else uses the address that the client was given (RFC 2131 section
+// 4.3.3). It never gets a reply. Only what the client was given is believed: others could empty the pool.
+func (x *exchange) decline() Answer {
+	ip := x.f.wants
+	switch {
+	case x.f.server.IsValid() && x.f.server != x.s.address:
+		return x.silent(DropOtherServer, "names another server "+x.f.server.String())
+	case !ip.IsValid():
+		return x.silent(DropMalformed, "names no address")
+	case x.d.Listed && x.d.Machine.IP == ip:
+		// The list stays the authority: the machine gets this address again, and the operator has to find
+		// the other one.
+		x.s.note(x.f.mac, lifecycle.Alarm, "decline", "DECLINE "+ip.String()+": its reserved address is in use by "+x.user(ip))
+		return Answer{}
+	case !x.given():
+		return x.silent(DropUnknown, "declines "+ip.String()+", which it was not given")
+	}
+	by := x.user(ip)
+	x.s.offers.drop(x.f.mac)
+	if err := x.s.rack.Quarantine(x.ctx, lifecycle.Lease{IP: ip, Expires: x.s.now().Add(quarantineTime)}); err != nil {
+		x.s.log.Error("quarantine cannot be written", "ip", ip, "err", err)
+	}
+	text := "DECLINE " + ip.String() + ": in use by " + by + ", kept out of the pool for " + quarantineTime.String()
+	x.s.note(x.f.mac, lifecycle.Warn, "decline", text)
+	x.s.note(inventory.MAC{}, lifecycle.Warn, "decline", x.f.mac.String()+": "+text)
+	return Answer{}
+}
+
+// given tells whether the declined address was offered or leased to the client.
+func (x *exchange) given() bool {
+	of, _ := x.s.offers.get(x.f.mac)
+	l, _ := x.s.rack.LeaseOf(x.f.mac)
+	return of.ip == x.f.wants || l.IP == x.f.wants
+}

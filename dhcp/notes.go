@@ -1,0 +1,103 @@
+package dhcp
+
+import (
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/insomniacslk/dhcp/dhcpv4"
+
+	"rackstrap/inventory"
+	"rackstrap/lifecycle"
+)
+
+// maxNotes bounds what is remembered in order to leave repetitions out.
+const maxNotes = 16384
+
+// notes keeps repetitions out of the timeline: firmware retries, and a storm of packets must not become a
+// storm of disk writes.
+type notes struct {
+	mu   sync.Mutex
+	last map[noteKey]noted
+	seen map[inventory.MAC]seen
+}
+
+type noteKey struct {
+	mac  inventory.MAC
+	kind string
+}
+
+type noted struct {
+	text string
+	at   time.Time
+}
+
+type seen struct {
+	at   time.Time
+	role role
+	ip   netip.Addr
+}
+
+func newNotes() *notes {
+	return &notes{last: map[noteKey]noted{}, seen: map[inventory.MAC]seen{}}
+}
+
+// fresh tells whether this was not said within quietTime, and remembers it.
+func (n *notes) fresh(key noteKey, text string, now time.Time) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if last, ok := n.last[key]; ok && last.text == text && now.Sub(last.at) < quietTime {
+		return false
+	}
+	if len(n.last) >= maxNotes {
+		clear(n.last)
+	}
+	n.last[key] = noted{text, now}
+	return true
+}
+
+// note tells the timeline of a machine (the zero MAC: of the rack) what happened.
+func (s *Server) note(mac inventory.MAC, level lifecycle.Level, kind, text string) {
+	now := s.now()
+	if s.notes.fresh(noteKey{mac, kind}, text, now) {
+		s.rack.Observe(lifecycle.Event{Time: now, MAC: mac, Source: "dhcp", Kind: kind, Level: level, Text: text})
+	}
+}
+
+// see keeps what the packet told about the machine; ip is the address that it is being given, if any.
+func (x *exchange) see(ip netip.Addr) {
+	now := x.s.now()
+	if !x.s.notes.news(x, ip, now) {
+		return
+	}
+	f := x.f
+	s := lifecycle.Sighting{MAC: f.mac, VendorClass: f.vendorClass, UUID: uuidText(f.machineID),
+		Relay: f.giaddr, Hostname: f.hostname, Address: ip}
+	if f.boots() {
+		s.Firmware = string(f.firmware)
+		if f.kind == dhcpv4.MessageTypeDiscover {
+			s.LastBoot = now
+		}
+	}
+	x.s.rack.See(s)
+}
+
+// news tells whether the packet says anything that was not seen within quietTime. A machine whose state
+// changed since is always news: the lifecycle compares the times of both.
+func (n *notes) news(x *exchange, ip netip.Addr, now time.Time) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	last, ok := n.seen[x.f.mac]
+	if ok && last.role == x.f.role && now.Sub(last.at) < quietTime && !x.d.Record.Since.After(last.at) &&
+		(!ip.IsValid() || last.ip == ip) {
+		return false
+	}
+	if !ip.IsValid() {
+		ip = last.ip
+	}
+	if len(n.seen) >= maxNotes {
+		clear(n.seen)
+	}
+	n.seen[x.f.mac] = seen{now, x.f.role, ip}
+	return true
+}

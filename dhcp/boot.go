@@ -116,7 +116,7 @@ func bootText(verb string, ip netip.Addr, f *facts, file, refusal string) string
 	case f.role == plainClient:
 		return text
 	case file == "":
-		return text + ", no loader: " + refusal
+		return text + ", no boot file: " + refusal
 	case f.role == ipxeClient:
 		return text + ", script " + file + " (ipxe)"
 	}

@@ -32,6 +32,7 @@ func newFront(conn *net.UDPConn, limit int, s *Server) *front {
 
 // ReadFrom waits for the next request that a transfer begins with.
 func (f *front) ReadFrom(p []byte) (int, net.Addr, error) {
+	f.handed = nil // pin/tftp has begun with it
 	for {
 		n, from, err := f.ReadFromUDPAddrPort(f.buf)
 		if errors.Is(err, net.ErrClosed) {
@@ -84,10 +85,10 @@ func (f *front) OnSuccess(pin.TransferStats) {}
 // OnFailure is of pin/tftp's Hook. It gives the place of a request back that pin/tftp could not begin with,
 // for want of a socket: then there is no client in the statistics.
 func (f *front) OnFailure(stats pin.TransferStats, err error) {
-	if stats.RemoteAddr != nil || f.handed == nil || errors.Is(err, net.ErrClosed) {
+	if stats.RemoteAddr != nil || f.handed == nil {
 		return
 	}
 	f.server.transfers.release(f.handed)
+	f.WriteToUDPAddrPort(errFault.packet(), f.handed.client)
 	f.server.finish(f.handed, result{ending: endFault, err: err})
-	f.handed = nil
 }

@@ -32,7 +32,7 @@ const (
 	clientEvery = time.Second
 	// otherBurst events that no client has proved itself for by a whole transfer may come at once, and then
 	// otherRate in a second.
-	otherBurst, otherRate = 500, 50
+	otherBurst, otherRate = 200, 10
 	// maxRemembered bounds both tables. They are forgotten as a whole: it matters only in a flood.
 	maxRemembered = 4096
 )

@@ -129,6 +129,9 @@ func (s *Server) events(c echo.Context) error {
 		}
 	}
 	c.Response().Flush()
+	if live == nil {
+		return nil
+	}
 	for e := range live {
 		if !q.MAC.IsZero() && e.MAC != q.MAC {
 			continue

@@ -18,7 +18,7 @@ import (
 var allowed = map[string][]string{
 	"inventory":        {},
 	"assets":           {},
-	"media":            {"inventory"},
+	"media":            {},
 	"lifecycle":        {"inventory"},
 	"store":            {"inventory", "lifecycle"},
 	"bootplan":         {"inventory", "lifecycle", "assets", "media"},
@@ -26,9 +26,9 @@ var allowed = map[string][]string{
 	"tftp":             {"inventory", "lifecycle", "assets", "media", "bootplan"},
 	"httpboot":         {"inventory", "lifecycle", "assets", "media", "bootplan"},
 	"operator":         {"inventory", "lifecycle", "bootplan"},
-	"lab":              {"inventory"},
+	"lab":              {},
+	"kickstart":        {"inventory", "assets"},
 	"cmd/rackstrap":    {"*"},
-	"bench":            {"*"},
 	"e2e":              {"*"},
 	"internal/testenv": {},
 }

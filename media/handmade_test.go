@@ -5,6 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -114,7 +116,7 @@ func component(flags byte, text string) []byte {
 // seed is a handmade image with one of everything.
 func seed() *handmade {
 	h := newHandmade(
-		rec("FILE.TXT;1", spare, 5, 0, px(0o100644), nm(0, "file.txt")),
+		rec("FILE.TXT;1", spare, 5, 0, px(0o100644), nm(0, "file.txt"), use("TF", []byte{0x07}, []byte{99, 1, 1, 0, 0, 0, 0}, []byte{101, 2, 3, 4, 5, 6, 0}, []byte{102, 1, 1, 0, 0, 0, 0})),
 		rec("DIR", spare+1, sectorSize, flagDirectory, px(0o040700), nm(0, "dir")),
 		rec("LINK.;1", 0, 0, 0, px(0o120777), nm(0, "link"), sl(0, component(0, "dir"), component(slParent, ""), component(0, "file.txt"))),
 		rec("MOVED.;1", 0, 0, 0, nm(0, "moved"), cl(spare+2)),
@@ -138,7 +140,7 @@ func TestHandmade(t *testing.T) {
 	m := manifest(t, img)
 	when := "2020-11-04 12:34:56"
 	require.Len(t, m, 8)
-	require.Equal(t, "-rw-r--r-- "+when+" 5 "+hash(t, img, "file.txt"), m["file.txt"])
+	require.Equal(t, "-rw-r--r-- 2001-02-03 04:05:06 5 "+hash(t, img, "file.txt"), m["file.txt"])
 	require.Equal(t, "drwx------ "+when, m["dir"])
 	require.Equal(t, "Lrwxrwxrwx "+when+" -> dir/../file.txt", m["link"])
 	require.Equal(t, "drwx--x--x 2001-02-03 03:05:06", m["moved"], "of the directory itself; zone is +1:00")
@@ -168,8 +170,9 @@ func TestMultiExtent(t *testing.T) {
 		h.put(block, 0, bytes.Repeat([]byte{byte('a' + block - spare)}, n+5))
 	}
 	want = slices.Concat(bytes.Repeat([]byte("a"), 2048), bytes.Repeat([]byte("e"), 1000), []byte("ccc"))
-	img, err := h.open()
-	require.NoError(t, err)
+	path := filepath.Join(t.TempDir(), "image")
+	require.NoError(t, os.WriteFile(path, h.b, 0o600))
+	img := openISO(t, path)
 	got, err := img.ReadFile("F")
 	require.NoError(t, err)
 	require.Equal(t, want, got)
@@ -295,6 +298,9 @@ func TestHostile(t *testing.T) {
 		"name is .":                            {file(nm(0, ".")), `"."`},
 		"identifier with a slash":              {newHandmade(rec("A/B.;1", spare, 5, 0)), "slash"},
 		"identifier is empty":                  {newHandmade(rec(".;1", spare, 5, 0)), `named ""`},
+		"name too long":                        {longEntries("NM", "n", 1), "a name of more than 1024"},
+		"name too long as UTF-8":               {longEntries("NM", "\xff", 1), "a name of"},
+		"target too long":                      {longEntries("SL", "t", 4), "a target of more than 4096"},
 		"relocated directory outside":          {file(cl(1 << 31)), "outside the image"},
 		"relocated directory is none":          {file(cl(spare)), "directory record of 0 bytes"},
 		"relocated directory is the root":      {file(cl(rootBlock)), "two directories share"},
@@ -329,6 +335,22 @@ func TestHostile(t *testing.T) {
 			require.Contains(t, err.Error(), "at byte ")
 		})
 	}
+}
+
+// longEntries is a file with so many entries of 240 bytes, all going on, in chained continuation areas, that
+// they add up to about kib KiB and some more.
+func longEntries(signature, char string, kib int) *handmade {
+	text := strings.Repeat(char, 240)
+	entry := nm(nmContinue, text)
+	if signature == "SL" {
+		entry = sl(slContinue, component(slContinue, text))
+	}
+	count := kib*1024/240 + 1
+	if char == "\xff" {
+		count-- // short enough as recorded, too long as UTF-8
+	}
+	h := newHandmade(rec("F.;1", 0, 0, 0, px(0o120777), ce(spare, 0, uint32(count*len(entry)))))
+	return h.put(spare, 0, bytes.Repeat(entry, count))
 }
 
 // What no installation medium has is refused, and not called corrupt.

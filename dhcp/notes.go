@@ -8,6 +8,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"rackstrap/inventory"
+	"rackstrap/assets"
 	"rackstrap/lifecycle"
 )
 
@@ -74,12 +75,27 @@ func (x *exchange) see(ip netip.Addr) {
 	s := lifecycle.Sighting{MAC: f.mac, VendorClass: f.vendorClass, UUID: uuidText(f.machineID),
 		Relay: f.giaddr, Hostname: f.hostname, Address: ip}
 	if f.boots() {
-		s.Firmware = string(f.firmware)
+		s.Firmware = x.firmwareSeen()
 		if f.kind == dhcpv4.MessageTypeDiscover {
 			s.LastBoot = now
 		}
 	}
 	x.s.rack.See(s)
+}
+
+// firmwareSeen is the machine's firmware as far as this packet tells. iPXE, once it runs, names the
+// architecture of what started it but not how: after an HTTP Boot it comes as PXEClient. So it does not replace
+// what the firmware itself said, unless it cannot be the same firmware (BIOS with iPXE in its ROM, where UEFI
+// was switched off).
+func (x *exchange) firmwareSeen() string {
+	if x.f.role == ipxeClient {
+		if seen, ok := x.s.rack.Sighting(x.f.mac); ok {
+			if before, known := assets.ParseFirmware(seen.Firmware); known && before.EFI() == x.f.firmware.EFI() {
+				return "" // as it was
+			}
+		}
+	}
+	return string(x.f.firmware)
 }
 
 // news tells whether the packet says anything that was not seen within quietTime. A machine whose state

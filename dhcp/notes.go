@@ -7,8 +7,8 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
-	"rackstrap/inventory"
 	"rackstrap/assets"
+	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
 

@@ -50,7 +50,7 @@ func (f Foreign) String() string {
 
 // How the network is asked.
 const (
-	foreignTime  = 2500 * time.Millisecond // servers that check for conflicts take a second
+	foreignTime  = 4500 * time.Millisecond // dnsmasq checks for conflicts for three seconds before it offers
 	foreignAgain = time.Second             // a lost packet must not hide a server
 )
 
@@ -60,6 +60,13 @@ const (
 // It works on the link layer: no port is needed, and a server on this very host does not hear the DISCOVER.
 // Nobody gets an address by it: the station does not exist, and is the same one each time.
 func ProbeForeign(ctx context.Context, iface string, own netip.Addr) ([]Foreign, error) {
+	ctx, cancel := context.WithTimeout(ctx, foreignTime)
+	defer cancel()
+	return probeForeign(ctx, iface, own)
+}
+
+// probeForeign collects OFFERs until ctx ends.
+func probeForeign(ctx context.Context, iface string, own netip.Addr) ([]Foreign, error) {
 	nic, err := net.InterfaceByName(iface)
 	if err != nil {
 		return nil, fmt.Errorf("look for other DHCP servers: %w", err)
@@ -72,8 +79,6 @@ func ProbeForeign(ctx context.Context, iface string, own netip.Addr) ([]Foreign,
 		return nil, fmt.Errorf("look for other DHCP servers on %s: %w", iface, err)
 	}
 	defer socket.Close()
-	ctx, cancel := context.WithTimeout(ctx, foreignTime)
-	defer cancel()
 	stop := context.AfterFunc(ctx, func() { socket.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
 
@@ -220,7 +225,9 @@ func (s *Server) watchForeign(ctx context.Context) error {
 }
 
 func (s *Server) lookForForeign(ctx context.Context) {
-	found, err := ProbeForeign(ctx, s.iface, s.address)
+	wait, cancel := context.WithTimeout(ctx, s.foreignTime)
+	defer cancel()
+	found, err := probeForeign(wait, s.iface, s.address)
 	switch {
 	case ctx.Err() != nil:
 	case err != nil:

@@ -57,6 +57,8 @@ type Server struct {
 	packets  sync.Pool
 	complain *rate.Limiter // log lines about bad packets
 	foreign  foreignList
+
+	foreignTime time.Duration // of one look for other servers; tests shorten it
 }
 
 // listener is one bound port.
@@ -119,9 +121,10 @@ func newServer(o Options) (*Server, error) {
 		iface: o.Interface, address: o.Address, addressBytes: o.Address.AsSlice(), addressText: o.Address.String(),
 		httpPort: o.HTTPPort, clientPort: o.ClientPort, relayPort: o.Port,
 		offers: newOffers(), notes: newNotes(), prober: o.Prober,
-		probing:  make(chan struct{}, maxProbes),
-		queue:    make(chan *packet, queueSize),
-		complain: rate.NewLimiter(rate.Every(5*time.Second), 5),
+		foreignTime: foreignTime,
+		probing:     make(chan struct{}, maxProbes),
+		queue:       make(chan *packet, queueSize),
+		complain:    rate.NewLimiter(rate.Every(5*time.Second), 5),
 	}
 	s.packets.New = func() any { return &packet{} }
 	if s.clientPort == 0 {

@@ -43,6 +43,20 @@ func (r *Rack) Fail(ctx context.Context, name, reason string, retryable bool) (R
 	return r.update(ctx, name, "failed", func(rec *Record) error { return rec.fail(Fail, reason, retryable) })
 }
 
+// FailInstall notes that the installation of a machine failed, as itself reports it; another one may be tried.
+// A machine whose installation is over cannot fail it any more.
+func (r *Rack) FailInstall(ctx context.Context, name, reason string) (Record, error) {
+	return r.update(ctx, name, "reported", func(rec *Record) error {
+		if rec.State == Failed && rec.Failure != nil && rec.Failure.Reason == reason {
+			return nil // said twice
+		}
+		if rec.State != Installing {
+			return &TransitionError{Machine: name, From: rec.State, Trigger: Fail}
+		}
+		return rec.fail(Fail, reason, true)
+	})
+}
+
 // Adopt takes a machine whose disk holds a good system already as installed: it is not wiped.
 func (r *Rack) Adopt(ctx context.Context, name string) (Record, error) {
 	return r.Apply(ctx, name, Adopt, "operator: adopt")

@@ -1,0 +1,173 @@
+package firstboot
+
+import (
+	"bytes"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"rackstrap/inventory"
+	"rackstrap/lifecycle"
+)
+
+var mac = inventory.MAC{0x52, 0x54, 0, 0, 0, 0x80}
+
+type plane struct {
+	rack   *lifecycle.Rack
+	client *http.Client
+	url    string
+	now    time.Time
+	log    *bytes.Buffer
+}
+
+// newPlane serves one machine whose reserved address is the loopback's.
+func newPlane(t *testing.T) *plane {
+	t.Helper()
+	p := &plane{now: time.Now(), log: &bytes.Buffer{}}
+	log := slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	local := netip.MustParseAddr("127.0.0.1")
+	install := inventory.Install{Attempts: 3}
+	cfg := &inventory.Config{Machines: []inventory.Machine{
+		{Name: "kmaster", MAC: mac, IP: local, Install: install},
+		{Name: "knode1", MAC: inventory.MAC{2}, IP: netip.MustParseAddr("10.10.10.81"), Install: install},
+	}}
+	var err error
+	p.rack, err = lifecycle.New(t.Context(), cfg, lifecycle.Options{Store: lifecycle.NewMemoryStore(), Log: log, Now: func() time.Time { return p.now }})
+	require.NoError(t, err)
+	authority, err := OpenAuthority(t.TempDir(), p.now)
+	require.NoError(t, err)
+	server, err := Listen(Options{Rack: p.rack, Authority: authority, Log: log, Now: func() time.Time { return p.now }, Address: local})
+	require.NoError(t, err)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan error, 1)
+	go func() { done <- server.Run(ctx) }()
+	t.Cleanup(func() { cancel(); require.NoError(t, <-done) })
+	roots := x509.NewCertPool()
+	require.True(t, roots.AppendCertsFromPEM(authority.PEM()))
+	p.client = &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots}}}
+	t.Cleanup(p.client.CloseIdleConnections)
+	p.url = "https://" + server.Addr().String() + "/api/v1/nodes/"
+	return p
+}
+
+func (p *plane) install(t *testing.T) (secret string, attempt int) {
+	t.Helper()
+	p.now = p.now.Add(time.Second)
+	p.rack.See(lifecycle.Sighting{MAC: mac, LastBoot: p.now})
+	p.now = p.now.Add(time.Second)
+	rec, secret, err := p.rack.BeginInstall(t.Context(), mac)
+	require.NoError(t, err)
+	return secret, rec.Attempt
+}
+
+func (p *plane) post(t *testing.T, name, secret string, body any) int {
+	t.Helper()
+	text, err := json.Marshal(body)
+	require.NoError(t, err)
+	if raw, ok := body.(string); ok {
+		text = []byte(raw)
+	}
+	req, err := http.NewRequest(http.MethodPost, p.url+name+"/events", bytes.NewReader(text))
+	require.NoError(t, err)
+	req.Header.Set("Authorization", "Bearer "+secret)
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := p.client.Do(req)
+	require.NoError(t, err)
+	defer resp.Body.Close()
+	return resp.StatusCode
+}
+
+func TestInstalledIsReported(t *testing.T) {
+	p := newPlane(t)
+	secret, attempt := p.install(t)
+	done := report{Attempt: attempt, Kind: "installed", Phase: "post"}
+	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, report{Attempt: attempt, Kind: "progress", Text: "packages 40 %"}))
+	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, done))
+	require.Equal(t, lifecycle.ActionLocalDisk, p.rack.Decide(mac).Action)
+	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, done), "the answer was lost, it is asked again")
+	require.Equal(t, http.StatusConflict, p.post(t, "kmaster", secret, report{Attempt: attempt, Kind: "failed"}), "too late to fail")
+	require.NotContains(t, p.log.String(), secret)
+}
+
+func TestFailureIsReportedAndRetried(t *testing.T) {
+	p := newPlane(t)
+	for try := 1; try <= 3; try++ {
+		secret, attempt := p.install(t)
+		require.Equal(t, try, attempt)
+		failure := report{Attempt: attempt, Kind: "failed", Phase: "post", Text: "line 7:\nno space left\x1b[31m" + strings.Repeat("x", 10)}
+		require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, failure))
+		require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, failure))
+	}
+	d := p.rack.Decide(mac)
+	require.Equal(t, lifecycle.ActionHold, d.Action)
+	require.Contains(t, d.Reason, "%post failed: line 7: no space left")
+	require.NotContains(t, d.Reason, "\x1b")
+}
+
+func TestRefusals(t *testing.T) {
+	p := newPlane(t)
+	old, first := p.install(t)
+	secret, attempt := p.install(t)
+	require.Equal(t, first+1, attempt)
+	for _, c := range []struct {
+		why, name, secret string
+		body              any
+		want              int
+	}{
+		{"a superseded attempt", "kmaster", old, report{Attempt: first, Kind: "installed"}, http.StatusGone},
+		{"an old token for the new attempt", "kmaster", old, report{Attempt: attempt, Kind: "installed"}, http.StatusUnauthorized},
+		{"an attempt that was never made", "kmaster", secret, report{Attempt: 99, Kind: "installed"}, http.StatusUnauthorized},
+		{"no token", "kmaster", "", report{Attempt: attempt, Kind: "installed"}, http.StatusUnauthorized},
+		{"another machine's name", "knode1", secret, report{Attempt: 1, Kind: "installed"}, http.StatusForbidden},
+		{"nobody", "nobody", secret, report{Attempt: 1, Kind: "installed"}, http.StatusNotFound},
+		{"nonsense", "kmaster", secret, "}{", http.StatusBadRequest},
+		{"a kind that is none", "kmaster", secret, report{Attempt: attempt, Kind: "rm -rf"}, http.StatusBadRequest},
+		{"a novel", "kmaster", secret, report{Attempt: attempt, Kind: "failed", Text: strings.Repeat("x", maxReport)}, http.StatusBadRequest},
+	} {
+		require.Equal(t, c.want, p.post(t, c.name, c.secret, c.body), c.why)
+	}
+	require.Equal(t, lifecycle.Installing, p.rack.Decide(mac).Record.State, "none of it changed anything")
+	require.NotContains(t, p.log.String(), secret)
+	require.NotContains(t, p.log.String(), old)
+}
+
+func TestAuthorityStays(t *testing.T) {
+	dir := t.TempDir()
+	now := time.Now()
+	first, err := OpenAuthority(dir, now)
+	require.NoError(t, err)
+	again, err := OpenAuthority(dir, now.Add(time.Hour))
+	require.NoError(t, err)
+	require.Equal(t, first.PEM(), again.PEM())
+	require.NotContains(t, string(first.PEM()), "PRIVATE")
+	info, err := os.Stat(filepath.Join(dir, "ca.pem"))
+	require.NoError(t, err)
+	require.Equal(t, os.FileMode(0o600), info.Mode().Perm())
+
+	leaf, err := first.Certificate(now, netip.MustParseAddr("10.10.10.1"))
+	require.NoError(t, err)
+	cert, err := x509.ParseCertificate(leaf.Certificate[0])
+	require.NoError(t, err)
+	roots := x509.NewCertPool()
+	roots.AppendCertsFromPEM(first.PEM())
+	for _, when := range []time.Duration{-20 * time.Hour, 0, 300 * 24 * time.Hour} { // a clock that is behind is fine
+		_, err = cert.Verify(x509.VerifyOptions{Roots: roots, DNSName: "10.10.10.1", CurrentTime: now.Add(when)})
+		require.NoError(t, err, fmt.Sprint(when))
+	}
+
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "ca.pem"), first.PEM(), 0o600)) // its key was lost
+	_, err = OpenAuthority(dir, now)
+	require.ErrorContains(t, err, "no certificate with its key")
+}

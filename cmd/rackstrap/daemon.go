@@ -21,8 +21,10 @@ import (
 	"rackstrap/assets"
 	"rackstrap/bootplan"
 	"rackstrap/dhcp"
+	"rackstrap/firstboot"
 	"rackstrap/httpboot"
 	"rackstrap/inventory"
+	"rackstrap/kickstart"
 	"rackstrap/lifecycle"
 	"rackstrap/media"
 	"rackstrap/operator"
@@ -108,12 +110,28 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 	}
 	d.add("tftp", boot.Addr().String(), boot, boot.Run)
 
-	web, err := httpboot.Listen(httpboot.Options{Rack: d.rack, Plan: d.plan, Log: d.log, Now: time.Now, Metrics: metrics, Gatherer: metrics,
+	authority, err := firstboot.OpenAuthority(cfg.Server.DataDir, time.Now())
+	if err != nil {
+		return err
+	}
+	renderer, err := kickstart.New(assets.Profiles())
+	if err != nil {
+		return err
+	}
+	answers := &kickstarts{rack: d.rack, renderer: renderer, ca: string(authority.PEM())}
+	web, err := httpboot.Listen(httpboot.Options{Rack: d.rack, Plan: d.plan, Kickstart: answers, Log: d.log, Now: time.Now, Metrics: metrics, Gatherer: metrics,
 		Interface: cfg.Server.Interface, Address: cfg.Server.Address, Port: cfg.Server.HTTPPort})
 	if err != nil {
 		return err
 	}
 	d.add("http", web.Addr().String(), web, web.Run)
+
+	nodes, err := firstboot.Listen(firstboot.Options{Rack: d.rack, Authority: authority, Log: d.log, Now: time.Now,
+		Address: cfg.Server.Address, Port: cfg.Server.HTTPSPort})
+	if err != nil {
+		return err
+	}
+	d.add("https", nodes.Addr().String(), nodes, nodes.Run)
 
 	desk, err := operator.Listen(operator.Options{DataDir: cfg.Server.DataDir, Rack: d.rack, Plan: d.plan,
 		Reload: d.reload, Status: d.status, Log: d.log, Now: time.Now})

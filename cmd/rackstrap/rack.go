@@ -14,7 +14,9 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"rackstrap/assets"
 	"rackstrap/inventory"
+	"rackstrap/kickstart"
 	"rackstrap/lifecycle"
 	"rackstrap/operator"
 )
@@ -290,15 +292,18 @@ func (a *app) releaseCommand() *cobra.Command {
 
 func (a *app) renderCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:       "render {ipxe|grub} NAME",
+		Use:       "render {ipxe|grub|kickstart} NAME",
 		Short:     "Print what a machine is served: now, or (without a daemon) what the configuration says for a new one",
 		Args:      args(cobra.ExactArgs(2)),
-		ValidArgs: []string{"ipxe", "grub"},
+		ValidArgs: []string{"ipxe", "grub", "kickstart"},
 		RunE: func(cmd *cobra.Command, given []string) error {
 			what, name := given[0], given[1]
 			cfg, err := a.loadConfig()
 			if err != nil {
 				return err
+			}
+			if what == "kickstart" { // the daemon's own would hold a live secret
+				return renderSample(cmd, cfg, name)
 			}
 			text, err := operator.NewClient(cfg.Server.DataDir).Render(cmd.Context(), what, name)
 			var absent *operator.NotRunningError
@@ -330,5 +335,26 @@ func renderOffline(ctx context.Context, cfg *inventory.Config, what, name string
 	case "grub":
 		return plan.GRUB(decision)
 	}
-	return nil, &usageError{fmt.Errorf("%s cannot be rendered: ipxe or grub", what)}
+	return nil, &usageError{fmt.Errorf("%s cannot be rendered: ipxe, grub or kickstart", what)}
+}
+
+// renderSample prints the kickstart that a machine would get, with a token that opens nothing.
+func renderSample(cmd *cobra.Command, cfg *inventory.Config, name string) error {
+	m, ok := cfg.ByName(name)
+	if !ok {
+		return &lifecycle.UnknownMachineError{Name: name}
+	}
+	renderer, err := kickstart.New(assets.Profiles())
+	if err != nil {
+		return err
+	}
+	if resolved, err := cfg.Resolve(interfaceAddresses); err == nil {
+		cfg = resolved
+	}
+	text, err := renderKickstart(renderer, cfg, *m, sampleCallback(cfg.Server))
+	if err != nil {
+		return err
+	}
+	_, err = cmd.OutOrStdout().Write(text)
+	return err
 }

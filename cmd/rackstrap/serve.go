@@ -5,7 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -15,9 +17,6 @@ import (
 	"rackstrap/lifecycle"
 	"rackstrap/media"
 	"rackstrap/operator"
-
-	"net/netip"
-	"time"
 )
 
 func (a *app) serveCommand() *cobra.Command {
@@ -27,7 +26,7 @@ func (a *app) serveCommand() *cobra.Command {
 	)
 	cmd := &cobra.Command{
 		Use:   "serve",
-		Short: "Serve the rack: DHCP, TFTP, HTTP boot",
+		Short: "Serve the rack: DHCP, TFTP, HTTP boot, kickstarts",
 		Args:  args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, err := a.resolveConfig()
@@ -85,6 +84,7 @@ func checkBoot(ctx context.Context, cfg *inventory.Config) error {
 			faults = append(faults, err)
 		}
 	}
+	faults = append(faults, checkKickstarts(rack.Config()))
 	return errors.Join(faults...)
 }
 

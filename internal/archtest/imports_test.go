@@ -25,6 +25,7 @@ var allowed = map[string][]string{
 	"dhcp":             {"inventory", "lifecycle", "assets"},
 	"tftp":             {"inventory", "lifecycle", "assets", "media", "bootplan"},
 	"httpboot":         {"inventory", "lifecycle", "assets", "media", "bootplan"},
+	"firstboot":        {"inventory", "lifecycle"},
 	"operator":         {"inventory", "lifecycle", "bootplan"},
 	"lab":              {},
 	"kickstart":        {"inventory", "assets"},

@@ -1,0 +1,70 @@
+package main
+
+import (
+	"context"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+
+	"rackstrap/assets"
+	"rackstrap/bootplan"
+	"rackstrap/inventory"
+	"rackstrap/kickstart"
+	"rackstrap/lifecycle"
+)
+
+// kickstarts renders the kickstart of a machine for the boot plane, with the way back to the node plane in it.
+type kickstarts struct {
+	rack     *lifecycle.Rack
+	renderer *kickstart.Renderer
+	ca       string // PEM
+}
+
+// Render implements httpboot.Kickstart.
+func (k *kickstarts) Render(_ context.Context, m inventory.Machine, rec lifecycle.Record, secret string) ([]byte, error) {
+	cfg := k.rack.Config()
+	return renderKickstart(k.renderer, cfg, m, kickstart.Callback{URL: nodeURL(cfg.Server), CA: k.ca, Secret: secret, Attempt: rec.Attempt})
+}
+
+func renderKickstart(r *kickstart.Renderer, cfg *inventory.Config, m inventory.Machine, back kickstart.Callback) ([]byte, error) {
+	medium, ok := cfg.Medium(m.Install.Medium)
+	if !ok {
+		return nil, fmt.Errorf("%s: medium %q is not configured", m.Name, m.Install.Medium)
+	}
+	return r.Render(kickstart.Input{Config: cfg, Machine: m, Medium: bootplan.MediumURL(cfg.Server, *medium),
+		Options: kickstart.DefaultOptions(), Callback: back})
+}
+
+// nodeURL is where the node plane is reached.
+func nodeURL(s inventory.Server) string {
+	return "https://" + net.JoinHostPort(s.Address.String(), strconv.Itoa(s.HTTPSPort))
+}
+
+// sampleCallback stands in for what only a running daemon has, so that the reports in a kickstart are
+// checked too; its secret is none.
+func sampleCallback(s inventory.Server) kickstart.Callback {
+	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("made by the appliance at its first start")})
+	return kickstart.Callback{URL: nodeURL(s), CA: string(ca), Secret: "one-token-for-each-attempt", Attempt: 1}
+}
+
+// checkKickstarts renders every machine's kickstart and reads it as its installer will.
+func checkKickstarts(cfg *inventory.Config) error {
+	renderer, err := kickstart.New(assets.Profiles())
+	if err != nil {
+		return err
+	}
+	var faults []error
+	for _, m := range cfg.Machines {
+		text, err := renderKickstart(renderer, cfg, m, sampleCallback(cfg.Server))
+		if err != nil {
+			faults = append(faults, err)
+			continue
+		}
+		for _, problem := range renderer.Check(text, renderer.Syntax(m.Install.Profile)) {
+			faults = append(faults, fmt.Errorf("kickstart of %s: %s", m.Name, problem))
+		}
+	}
+	return errors.Join(faults...)
+}

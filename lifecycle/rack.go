@@ -289,7 +289,7 @@ func (r *Rack) decide(mac inventory.MAC) Decision {
 	case state == Armed:
 		d.Action, d.Reason = ActionInstall, fmt.Sprintf("%s is armed", m.Name)
 	case state == Installing && rec.Tries < limit:
-		d.Action, d.Reason = ActionInstall, fmt.Sprintf("%s did not finish installation %d of %d", m.Name, rec.Tries, limit)
+		d.Action, d.Reason = ActionInstall, fmt.Sprintf("%s has not finished installation %d of %d", m.Name, rec.Tries, limit)
 	case state == Installing:
 		d.Action, d.Reason = ActionHold, fmt.Sprintf("%s was installed %d times without success: `rackstrap reinstall %s` tries again", m.Name, rec.Tries, m.Name)
 	case rec.retries(limit):

@@ -29,6 +29,9 @@ type labFlags struct {
 	stateDir string
 }
 
+// dataDir is where the lab's appliance keeps its state.
+func (f *labFlags) dataDir() string { return filepath.Join(f.stateDir, "data") }
+
 func (f *labFlags) open() *lab.Lab {
 	return lab.New(lab.Spec{Name: f.name, StateDir: f.stateDir}, newLogger(slog.LevelWarn, false))
 }
@@ -163,7 +166,7 @@ func (up *labUp) configure(ctx context.Context, source []byte) (*inventory.Confi
 	}
 	file["media"] = []any{map[string]any{"name": name, "iso": iso}}
 	server := section(file, "server")
-	server["data_dir"] = filepath.Join(up.stateDir, "data")
+	server["data_dir"] = up.dataDir()
 	if server["address"] == nil {
 		if prefix, err := netip.ParsePrefix(fmt.Sprint(section(file, "network")["subnet"])); err == nil {
 			server["address"] = prefix.Addr().Next().String()
@@ -371,5 +374,11 @@ func labPlantCommand(flags *labFlags) *cobra.Command {
 
 func labDownCommand(flags *labFlags) *cobra.Command {
 	return &cobra.Command{Use: "down", Short: "Power off and remove everything but the logs, also after a crash", Args: args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return flags.open().Down(cmd.Context()) }}
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := flags.open().Down(cmd.Context()); err != nil {
+				return err
+			}
+			// The blank disks of the next rack are to be installed, whatever this one came to.
+			return os.RemoveAll(flags.dataDir())
+		}}
 }

@@ -1,0 +1,132 @@
+package kickstart
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"rackstrap/internal/testenv"
+)
+
+// sandbox is a root directory in which scripts of kickstarts run for real: this system's programs, read-only,
+// with stand-ins for those that would need a CentOS around them, in namespaces without a network.
+type sandbox struct {
+	t    *testing.T
+	root string
+}
+
+// standIns take the place of the programs of an installer, and of an installed system. All that they are
+// asked is appended to /calls.
+var standIns = map[string]string{
+	"yum":       `echo "yum $*" >>/calls; case " $* " in *" $(cat /missing 2>/dev/null) "*) echo "No package available." ;; esac`,
+	"rpm":       `echo "rpm $*" >>/calls; case "$*" in *--queryformat*) echo /boot/vmlinuz-5.4.278-1.el7.elrepo.x86_64 ;; *) [ "$2" != "$(cat /missing 2>/dev/null)" ] || { echo "package $2 is not installed"; exit 1; } ;; esac`,
+	"systemctl": `echo "systemctl $*" >>/calls`,
+	"grubby":    `echo "grubby $*" >>/calls; case $1 in --set-default=*) echo "${1#*=}" >/default ;; *) cat /default ;; esac`,
+	"lsblk":     `case "$*" in *--raw*) cat /disks ;; *) echo "(table)" ;; esac`,
+	"udevadm":   `for a; do case $a in --name=/dev/*) cat "/udev/${a#--name=/dev/}" ;; esac; done`,
+	"sleep":     `echo "sleep $*" >>/calls`,
+	"curl": `echo "curl $*" >>/calls
+while [ $# -gt 0 ]; do
+  case $1 in
+  --config) stat -c '%a %u' "$2" >/curl.mode; cp "$2" /curl.conf; shift ;;
+  --cacert) cp "$2" /curl.ca; shift ;;
+  --data-binary) cp "${2#@}" /curl.body; shift ;;
+  esac
+  shift
+done
+n=$(cat /refuse 2>/dev/null || echo 0)
+[ "$n" -eq 0 ] || { echo $((n - 1)) >/refuse; exit 22; }`,
+}
+
+func newSandbox(t *testing.T) *sandbox {
+	t.Helper()
+	testenv.NeedRoot(t)
+	testenv.NeedTool(t, "unshare", "chroot", "bash", "sed", "mount")
+	s := &sandbox{t, t.TempDir()}
+	for _, dir := range []string{"usr", "tmp", "dev", "proc", "root", "stand-ins", "udev", "etc/yum.repos.d", "lib/modules/3.10.0-1160.el7.x86_64"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(s.root, dir), 0o755))
+	}
+	for _, link := range []string{"bin", "sbin", "lib64"} {
+		require.NoError(t, os.Symlink("usr/"+link, filepath.Join(s.root, link)))
+	}
+	libraries, err := filepath.Glob("/usr/lib/*-linux-gnu")
+	require.NoError(t, err)
+	for _, l := range libraries { // /lib itself has to be writable: it holds the kernel's modules
+		require.NoError(t, os.Symlink(".."+l, filepath.Join(s.root, "lib", filepath.Base(l))))
+	}
+	s.write("etc/fstab", "/dev/mapper/centos-root / xfs defaults 0 0\n/dev/mapper/centos-swap swap swap defaults 0 0\nUUID=1 none\tswap sw 0 0\n# swap\n")
+	s.write("etc/yum.repos.d/CentOS-Base.repo", "[base]\nmirrorlist=http://gone/\n")
+	s.write("etc/yum.repos.d/own.repo", "[own]\n")
+	s.write("lib/modules/3.10.0-1160.el7.x86_64/kernel/nf_conntrack_ipv4.ko.xz", "")
+	s.write("dev/null", "")
+	for name, text := range standIns {
+		s.write("stand-ins/"+name, "#!/bin/bash\n"+text+"\n")
+		require.NoError(t, os.Chmod(filepath.Join(s.root, "stand-ins", name), 0o755))
+	}
+	return s
+}
+
+func (s *sandbox) write(name, text string) {
+	s.t.Helper()
+	file := filepath.Join(s.root, name)
+	require.NoError(s.t, os.MkdirAll(filepath.Dir(file), 0o755))
+	require.NoError(s.t, os.WriteFile(file, []byte(text), 0o644))
+}
+
+func (s *sandbox) read(name string) string {
+	s.t.Helper()
+	text, err := os.ReadFile(filepath.Join(s.root, name))
+	require.NoError(s.t, err)
+	return string(text)
+}
+
+func (s *sandbox) exists(name string) bool {
+	_, err := os.Lstat(filepath.Join(s.root, name))
+	return err == nil
+}
+
+// run runs a script and returns what it printed and its exit status.
+func (s *sandbox) run(script string) (output string, status int) {
+	s.t.Helper()
+	s.write("script", script)
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation=private", "bash", "-euc", `
+mount --bind /usr "$1/usr"
+mount -o remount,bind,ro "$1/usr"
+mount --bind /dev/null "$1/dev/null"
+mount -t proc none "$1/proc"
+exec chroot "$1" /usr/bin/env -i PATH=/stand-ins:/usr/bin:/usr/sbin HOME=/root LC_ALL=C.UTF-8 /bin/bash /script`, "sandbox", s.root)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		s.t.Fatalf("the sandbox: %v", err)
+	}
+	return string(out), cmd.ProcessState.ExitCode()
+}
+
+// script is a section of a kickstart.
+func script(t *testing.T, r *Renderer, in Input, section string) string {
+	t.Helper()
+	text, err := r.Render(in)
+	require.NoError(t, err)
+	for _, s := range r.Sections(text, r.Syntax(in.Machine.Install.Profile)) {
+		if s.Name == section {
+			return s.Body
+		}
+	}
+	require.Fail(t, "there is no "+section)
+	return ""
+}
+
+func lastLine(s string) string {
+	list := strings.Split(strings.TrimSpace(s), "\n")
+	return list[len(list)-1]
+}

@@ -1,0 +1,294 @@
+package kickstart
+
+import (
+	"cmp"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"net/url"
+	"regexp"
+	"slices"
+	"strings"
+
+	"rackstrap/inventory"
+)
+
+// view is what templates see.
+type view struct {
+	Title, ClusterName string
+	Name, MAC          string
+	IP, Netmask        string
+	Gateway            string // "" for none
+	DNS, NTP           []string
+	Timezone           string
+	Medium             string
+	MediumProxy        string // "" where the medium is reached directly
+	RootHash           string // "" locks the password
+	Keys               []string
+	SELinux            string
+	Hosts              []host
+
+	Disk        Disk
+	DiskWord    string // the disk's name, or what %pre puts it in place of
+	VolumeGroup string
+	BootArgs    []string
+
+	Packages       map[string][]string
+	ExtraPackages  []string
+	Kubernetes     []string // packages with their versions
+	Kernel         string
+	KernelPackages []string
+	VendorRepos    []string
+	Repos          []repo
+
+	SandboxImage  string
+	Mirrors       []mirror
+	Docker        bool
+	DockerMirrors []string
+	Proxy         string
+	NoProxy       []string
+	CNI           string
+
+	PostScripts []Script
+	Callback    *Callback // nil: report nothing
+}
+
+type host struct {
+	IP    string
+	Names []string
+}
+
+type repo struct {
+	Name, Title, URL, GPGKey, Proxy string
+	Exclude                         []string
+}
+
+type mirror struct {
+	Host, Server string
+	URLs         []string
+}
+
+// noProxy is how yum and dnf spell that a repository is reached directly.
+const noProxy = "_none_"
+
+func newView(in Input, p *profile) (*view, error) {
+	c, m, o := in.Config, in.Machine, in.Options
+	disk, err := ParseDisk(cmp.Or(o.Disk, m.Install.Disk))
+	if err != nil {
+		return nil, err
+	}
+	if m.MAC.IsZero() {
+		return nil, errors.New("its MAC address is not known yet")
+	}
+	subnet, ok := c.SubnetOf(m.IP)
+	if !ok {
+		return nil, fmt.Errorf("its address %v is in none of the networks", m.IP)
+	}
+	if err := httpURL(in.Medium); err != nil {
+		return nil, fmt.Errorf("medium: %w", err)
+	}
+	v := &view{
+		Title: p.Title, ClusterName: c.Cluster.Name,
+		Name: m.Name, MAC: m.MAC.String(), IP: m.IP.String(), Netmask: netmask(subnet.Prefix),
+		NTP: c.Network.NTP, Timezone: m.Install.Timezone, Medium: in.Medium,
+		RootHash: m.Install.RootPasswordHash, Keys: m.Install.SSHAuthorizedKeys,
+		SELinux: cmp.Or(o.SELinux, "permissive"), Hosts: hosts(c),
+		Disk: disk, DiskWord: cmp.Or(disk.Name, "@DISK@"), VolumeGroup: p.VolumeGroup, BootArgs: slices.Concat(p.BootArgs, o.BootArgs),
+		Packages: p.Packages, ExtraPackages: o.ExtraPackages, Kubernetes: kubernetes(c.Cluster.KubernetesVersion),
+		Kernel: cmp.Or(o.Kernel, KernelStock), VendorRepos: p.VendorRepos,
+		SandboxImage: cmp.Or(o.SandboxImage, c.Cluster.ImageRepository+"/"+p.SandboxImage),
+		Docker:       o.Docker, DockerMirrors: o.RegistryMirrors["docker.io"],
+		CNI: c.Cluster.CNI, PostScripts: o.PostScripts,
+	}
+	if subnet.Gateway.IsValid() {
+		v.Gateway = subnet.Gateway.String()
+	}
+	for _, server := range subnet.DNS {
+		v.DNS = append(v.DNS, server.String())
+	}
+	if !slices.Contains([]string{"enforcing", "permissive", "disabled"}, v.SELinux) {
+		return nil, fmt.Errorf("selinux: %q is not one of enforcing, permissive, disabled", v.SELinux)
+	}
+	if !slices.Contains(p.kernels(), v.Kernel) {
+		return nil, fmt.Errorf("kernel: %q is not one of %s", v.Kernel, strings.Join(p.kernels(), ", "))
+	}
+	v.KernelPackages = p.Packages[v.Kernel]
+	for i, s := range o.PostScripts {
+		if !strings.HasPrefix(s.Text, "#!/") {
+			return nil, fmt.Errorf("post_scripts[%d] has no interpreter in its first line (#!/bin/bash)", i)
+		}
+	}
+	if err := v.proxies(in); err != nil {
+		return nil, err
+	}
+	if err := v.repositories(in, p); err != nil {
+		return nil, err
+	}
+	if err := v.mirrors(o.RegistryMirrors); err != nil {
+		return nil, err
+	}
+	return v, v.callback(in)
+}
+
+// netmask is the length of a prefix in the form that kickstart wants.
+func netmask(p netip.Prefix) string { return net.IP(net.CIDRMask(p.Bits(), 32)).String() }
+
+// kubernetes are the packages of its version. Without a release they match the old and the new repository.
+func kubernetes(version string) []string {
+	return []string{"kubelet-" + version, "kubeadm-" + version, "kubectl-" + version}
+}
+
+// hosts lists all machines, with the name of the API endpoint at the first control plane: it must resolve
+// before there is anything that could serve it.
+func hosts(c *inventory.Config) []host {
+	endpoint, _, _ := strings.Cut(c.Cluster.ControlPlaneEndpoint, ":")
+	if _, err := netip.ParseAddr(endpoint); err == nil {
+		endpoint = ""
+	}
+	list := make([]host, 0, len(c.Machines))
+	for _, m := range c.Machines {
+		h := host{IP: m.IP.String()}
+		if c.Network.Domain != "" {
+			h.Names = append(h.Names, m.Name+"."+c.Network.Domain)
+		}
+		h.Names = append(h.Names, m.Name)
+		if m.Role == inventory.RoleControlPlane && endpoint != "" {
+			if !slices.Contains(h.Names, endpoint) {
+				h.Names = append(h.Names, endpoint)
+			}
+			endpoint = ""
+		}
+		list = append(list, h)
+	}
+	return list
+}
+
+// proxies fills in what is reached through the proxy: nothing that is in the rack.
+func (v *view) proxies(in Input) error {
+	proxy, c := in.Options.Proxy, in.Config
+	if proxy == "" {
+		return nil
+	}
+	if err := httpURL(proxy); err != nil {
+		return fmt.Errorf("proxy: %w", err)
+	}
+	v.Proxy = proxy
+	if !onAppliance(in.Medium, c) {
+		v.MediumProxy = proxy
+	}
+	v.NoProxy = []string{"localhost", "127.0.0.1"}
+	for _, s := range c.Subnets() {
+		v.NoProxy = append(v.NoProxy, s.Prefix.String())
+	}
+	v.NoProxy = append(v.NoProxy, c.Cluster.PodCIDR.String(), c.Cluster.ServiceCIDR.String(), ".svc", ".cluster.local")
+	if c.Network.Domain != "" {
+		v.NoProxy = append(v.NoProxy, "."+c.Network.Domain)
+	}
+	endpoint, _, _ := strings.Cut(c.Cluster.ControlPlaneEndpoint, ":")
+	v.NoProxy = append(v.NoProxy, endpoint)
+	return nil
+}
+
+// onAppliance tells whether a URL leads to this appliance, which is reached without any proxy.
+func onAppliance(text string, c *inventory.Config) bool {
+	u, err := url.Parse(text)
+	return err == nil && c.Server.Address.IsValid() && u.Hostname() == c.Server.Address.String()
+}
+
+// repositories lays the configured repositories over those of the profile.
+func (v *view) repositories(in Input, p *profile) error {
+	configured := in.Machine.Install.Repos
+	names := slices.Collect(maps.Keys(p.Repos))
+	for n := range configured {
+		if _, known := p.Repos[n]; !known {
+			names = append(names, n)
+		}
+	}
+	slices.Sort(names)
+	for _, n := range names {
+		r := p.Repos[n]
+		if !r.wanted(v.Kernel) {
+			continue
+		}
+		version := in.Config.Cluster.KubernetesVersion
+		out := repo{
+			Name: n, Title: cmp.Or(r.Title, n), Exclude: r.Exclude,
+			URL:    cmp.Or(configured[n].URL, expand(r.URL, version)),
+			GPGKey: expand(r.GPGKey, version),
+		}
+		switch key := in.Options.RepoKeys[n]; key {
+		case "":
+		case "none":
+			out.GPGKey = ""
+		default:
+			out.GPGKey = key
+		}
+		if err := httpURL(out.URL); err != nil {
+			return fmt.Errorf("repos.%s: %w", n, err)
+		}
+		if v.Proxy != "" {
+			out.Proxy = v.Proxy
+			if onAppliance(out.URL, in.Config) {
+				out.Proxy = noProxy
+			}
+		}
+		v.Repos = append(v.Repos, out)
+	}
+	return nil
+}
+
+var registryHost = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9.-]{0,252}[A-Za-z0-9])?(:[0-9]{1,5})?$`)
+
+func (v *view) mirrors(configured map[string][]string) error {
+	for _, h := range slices.Sorted(maps.Keys(configured)) {
+		if !registryHost.MatchString(h) {
+			return fmt.Errorf("registry_mirrors: %q is not the host of a registry", h)
+		}
+		for _, u := range configured[h] {
+			if err := httpURL(u); err != nil {
+				return fmt.Errorf("registry_mirrors.%s: %w", h, err)
+			}
+		}
+		server := "https://" + h
+		if h == "docker.io" { // its images are elsewhere
+			server = "https://registry-1.docker.io"
+		}
+		v.Mirrors = append(v.Mirrors, mirror{h, server, configured[h]})
+	}
+	return nil
+}
+
+var tokenShape = regexp.MustCompile(`^[A-Za-z0-9._~+/=-]{1,512}$`) // RFC 6750, section 2.1
+
+func (v *view) callback(in Input) error {
+	cb := in.Callback
+	if !cb.complete() {
+		return nil
+	}
+	if err := httpURL(cb.URL); err != nil || !strings.HasPrefix(cb.URL, "https://") {
+		return errors.New("the node plane's URL is not one of HTTPS")
+	}
+	if !tokenShape.MatchString(cb.Secret) {
+		return errors.New("the token is not fit for a header")
+	}
+	certificate, rest := pem.Decode([]byte(cb.CA))
+	if certificate == nil || certificate.Type != "CERTIFICATE" || len(strings.TrimSpace(string(rest))) > 0 {
+		return errors.New("the appliance's CA is not one certificate in PEM")
+	}
+	cb.CA = string(pem.EncodeToMemory(&pem.Block{Type: certificate.Type, Bytes: certificate.Bytes}))
+	cb.URL = strings.TrimSuffix(cb.URL, "/") + "/api/v1/nodes/" + url.PathEscape(v.Name) + "/events"
+	v.Callback = &cb
+	return nil
+}
+
+// httpURL checks a URL. It is not quoted in the error: it may hold a password.
+func httpURL(text string) error {
+	u, err := url.Parse(text)
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || strings.ContainsAny(text, "\"'`\\<> ") || ascii(text) != nil {
+		return errors.New("is not a URL: http://host/path or https://host/path")
+	}
+	return nil
+}

@@ -7,7 +7,10 @@ import (
 	"net/netip"
 	"os"
 	"sync"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // listener bounds the connections, and makes each a conn.
@@ -61,7 +64,8 @@ func (l *listener) Accept() (net.Conn, error) {
 			continue
 		}
 		l.metrics.conns.Inc()
-		return &conn{TCPConn: tcp, listener: l, from: from}, nil
+		raw, _ := tcp.SyscallConn() // fails for nil only
+		return &conn{TCPConn: tcp, raw: raw, listener: l, from: from}, nil
 	}
 }
 
@@ -94,9 +98,13 @@ func (l *listener) giveBack(from netip.Addr) {
 // conn is a connection whose client must take a byte now and then.
 type conn struct {
 	*net.TCPConn
+	raw      syscall.RawConn
 	listener *listener
 	from     netip.Addr
 	once     sync.Once
+
+	join bool   // the next write waits for the one after it; see response.ReadFrom
+	held []byte // what waits
 }
 
 // errStalled ends the connection of a client that stopped reading.
@@ -111,24 +119,30 @@ func (c *conn) Close() error {
 
 // Write writes all of p for as long as the client takes some of it: net/http's WriteTimeout would end slow
 // downloads too.
-func (c *conn) Write(p []byte) (done int, err error) {
-	err = c.insist(func() (int, error) {
-		n, err := c.TCPConn.Write(p[done:])
-		done += n
-		return n, err
+func (c *conn) Write(p []byte) (int, error) {
+	if c.join {
+		c.join, c.held = false, append(c.held[:0], p...)
+		return len(p), nil
+	}
+	rest := net.Buffers{p}
+	if len(c.held) > 0 {
+		rest = net.Buffers{c.held, p}
+	}
+	held := len(c.held)
+	done := 0
+	err := c.insist(func() (int, error) {
+		n, err := rest.WriteTo(c.TCPConn)
+		done += int(n)
+		return int(n), err
 	})
-	return done, err
-}
-
-// ReadFrom hides TCPConn's, which would write with one deadline for a whole file.
-func (c *conn) ReadFrom(src io.Reader) (int64, error) {
-	return io.Copy(struct{ io.Writer }{c}, src)
+	c.held = c.held[:0]
+	return max(0, done-held), err
 }
 
 // insist repeats a write that ran out of time as long as the client takes something within the stall
 // timeout, looked at four times in it.
 func (c *conn) insist(write func() (n int, err error)) error {
-	last := time.Now()
+	last, unacknowledged := time.Now(), -1
 	for {
 		if err := c.SetWriteDeadline(time.Now().Add(c.listener.stall / 4)); err != nil {
 			return err
@@ -137,8 +151,10 @@ func (c *conn) insist(write func() (n int, err error)) error {
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return err
 		}
+		before := unacknowledged
+		unacknowledged = c.unacknowledged()
 		switch now := time.Now(); {
-		case n > 0:
+		case n > 0 || unacknowledged < before:
 			last = now
 		case now.Sub(last) >= c.listener.stall:
 			c.listener.metrics.stalled.Inc()
@@ -146,4 +162,12 @@ func (c *conn) insist(write func() (n int, err error)) error {
 			return errStalled
 		}
 	}
+}
+
+// unacknowledged is how many bytes wait in the kernel for this client. A write succeeds only once a third of
+// the send buffer is free, which is more than a megabyte: a slow client takes its time for that, and must not
+// be mistaken for one that stopped.
+func (c *conn) unacknowledged() (n int) {
+	c.raw.Control(func(fd uintptr) { n, _ = unix.IoctlGetInt(int(fd), unix.TIOCOUTQ) })
+	return n
 }

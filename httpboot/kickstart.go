@@ -99,7 +99,7 @@ func (s *Server) beginError(c echo.Context, m inventory.Machine, err error) erro
 	case errors.As(err, &transition), errors.As(err, &unknown), errors.Is(err, lifecycle.ErrNoHardware):
 		return s.denyKickstart(c, m, err.Error())
 	}
-	return fmt.Errorf("begin installation: %w", err)
+	return fmt.Errorf("begin installation: %v", err)
 }
 
 // provisioningMACs are the NICs that Anaconda and dracut name with inst.ks.sendmac, one a header:

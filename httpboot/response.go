@@ -19,6 +19,7 @@ type response struct {
 	bytes     int64 // of the body
 	committed bool  // the status is on its way
 	fault     error // why the body could not be read
+	conn      *conn // beneath it all; nil in tests without a network
 }
 
 // responseOf is the request's response. observe has put it there.
@@ -59,15 +60,18 @@ var buffers = sync.Pool{New: func() any { return new([copyBuffer]byte) }}
 
 const copyBuffer = 128 << 10
 
-// ReadFrom copies a file: http.ServeContent ends up here. It tells a file that cannot be read (fault) from
-// a client that went away.
+// ReadFrom sends a file: http.ServeContent ends up here. It tells a file that cannot be read (fault) from a
+// client that went away.
+//
+// The first buffer is copied, so that a file that cannot be read is known before the status is sent; most
+// packages end with it. What is left of a larger file goes by sendfile, if that can be.
 func (w *response) ReadFrom(src io.Reader) (total int64, err error) {
 	buf := buffers.Get().(*[copyBuffer]byte)
 	defer buffers.Put(buf)
 	for {
 		n, errRead := src.Read(buf[:])
 		if n > 0 {
-			written, err := w.Write(buf[:n])
+			written, err := w.writeJoined(buf[:n])
 			total += int64(written)
 			if err != nil {
 				return total, err
@@ -80,8 +84,27 @@ func (w *response) ReadFrom(src io.Reader) (total int64, err error) {
 			w.fault = errRead
 			return total, errRead
 		}
+		if r, ok := regionOf(src); ok && w.conn != nil {
+			n, err := w.ResponseWriter.(io.ReaderFrom).ReadFrom(r) // net/http's, which calls conn's
+			w.bytes += n
+			w.fault = r.fault
+			return total + n, err
+		}
 	}
 }
+
+// writeJoined is Write, with the header in the same system call as p.
+func (w *response) writeJoined(p []byte) (int, error) {
+	if w.conn != nil && !w.committed && len(p) > joinFrom {
+		w.conn.join = true
+		defer func() { w.conn.join = false }()
+	}
+	return w.Write(p)
+}
+
+// joinFrom is from where on net/http writes the first buffer of a file in two: 4 KiB with the header, and
+// the rest. Joined, they cost one system call, and the client one wake-up.
+const joinFrom = 16 << 10
 
 // sendText sends a short text of ours.
 func sendText(c echo.Context, status int, text string) error {

@@ -50,6 +50,7 @@ func (s *Server) routes() http.Handler {
 func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 	return func(c echo.Context) error {
 		w := &response{ResponseWriter: c.Response().Writer}
+		w.conn, _ = c.Request().Context().Value(connKey{}).(*conn)
 		c.Response().Writer = w
 		s.metrics.inFlight.Inc()
 		defer s.metrics.inFlight.Dec()
@@ -144,7 +145,7 @@ func (s *Server) healthz(c echo.Context) error {
 	ctx, cancel := context.WithTimeout(c.Request().Context(), 2*time.Second)
 	defer cancel()
 	if err := s.o.Rack.Flush(ctx); err != nil {
-		return fmt.Errorf("store: %w", err)
+		return fmt.Errorf("store: %v", err)
 	}
 	c.Response().Header().Set("Cache-Control", "no-store")
 	return sendText(c, http.StatusOK, "ok\n")

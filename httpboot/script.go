@@ -31,7 +31,7 @@ func (s *Server) script(c echo.Context, language string, render func(lifecycle.D
 	}
 	text, err := again(func() ([]byte, error) { return render(d) })
 	if err != nil {
-		return fmt.Errorf("%s script: %w", language, err)
+		return fmt.Errorf("%s script: %v", language, err) // not %w: a kernel that is missing is no 404 of the script
 	}
 	if c.Request().Method == http.MethodGet {
 		e := lifecycle.Event{MAC: mac, Kind: "script", Level: lifecycle.Info,

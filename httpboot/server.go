@@ -136,6 +136,9 @@ func (o Options) host() (string, error) {
 	return "", fmt.Errorf("interface %s has no IPv4 address", o.Interface)
 }
 
+// connKey is under which a request's context has its *conn.
+type connKey struct{}
+
 // Addr is what the server is bound to.
 func (s *Server) Addr() net.Addr { return s.listener.Addr() }
 
@@ -155,6 +158,7 @@ func (s *Server) Run(ctx context.Context) error {
 		ReadHeaderTimeout: s.o.HeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
+		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		// No WriteTimeout: an initrd over a 100 Mbit/s relay takes as long as it takes. See conn.
 		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
 	}

@@ -1,0 +1,199 @@
+package httpboot
+
+import (
+	"bytes"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"rackstrap/inventory"
+	"rackstrap/media"
+)
+
+// bigFile is larger than all buffers of the kernel.
+const bigFile = 24 << 20
+
+// bigPlane serves a big file out of an ISO (by sendfile) and one that has no region (by copying).
+func bigPlane(t *testing.T, edit func(*Options)) *plane {
+	dir := t.TempDir()
+	require.NoError(t, os.WriteFile(filepath.Join(dir, "big"), bytes.Repeat([]byte("big "), bigFile/4), 0o644))
+	library, err := media.OpenLibrary([]media.Spec{{Name: "dir", Dir: dir}})
+	require.NoError(t, err)
+	return planeOf(t, library, func(o *Options, _ *inventory.Config) { edit(o) }).run()
+}
+
+// dial connects from an address, with small buffers at this end.
+func (p *plane) dial(from netip.Addr) *net.TCPConn {
+	p.t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}, Timeout: 5 * time.Second}
+	c, err := dialer.Dial("tcp", p.Addr().String())
+	require.NoError(p.t, err)
+	p.t.Cleanup(func() { c.Close() })
+	conn := c.(*net.TCPConn)
+	require.NoError(p.t, conn.SetReadBuffer(16<<10))
+	require.NoError(p.t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+	return conn
+}
+
+// The two ways in which a file is sent.
+var ways = map[string]string{
+	"sendfile": "",
+	"copied":   fmt.Sprintf("Range: bytes=0-%d,%d-%d\r\n", bigFile/2-1, bigFile/2, bigFile-1), // a multipart body comes out of a pipe
+}
+
+// A client that stops reading loses its connection, and what it held is free.
+func TestStalledClient(t *testing.T) {
+	for way, header := range ways {
+		t.Run(way, func(t *testing.T) {
+			const stall = 200 * time.Millisecond
+			p := bigPlane(t, func(o *Options) { o.StallTimeout = stall })
+			conn := p.dial(ipNobody)
+			fmt.Fprintf(conn, "GET /media/dir/big HTTP/1.1\r\nHost: x\r\n%s\r\n", header)
+			_, err := io.ReadFull(conn, make([]byte, 1000))
+			require.NoError(t, err)
+			start := time.Now()
+			eventually(t, func() bool { return p.count("rackstrap_http_stalled_total") == 1 }, "stalled")
+			eventually(t, func() bool { return p.count("rackstrap_http_connections") == 0 }, "closed")
+			require.Less(t, time.Since(start), 5*stall)
+			require.Zero(t, p.count("rackstrap_http_in_flight"))
+			require.Empty(t, p.events("fault"))
+			_, err = io.Copy(io.Discard, conn)
+			require.Error(t, err) // reset: what it did not take is gone
+		})
+	}
+}
+
+// A client that is slow, but takes a little now and then, gets all of it, however long that takes.
+func TestSlowClientIsNotStalled(t *testing.T) {
+	for way, header := range ways {
+		t.Run(way, func(t *testing.T) {
+			t.Parallel()
+			const stall = 400 * time.Millisecond
+			p := bigPlane(t, func(o *Options) { o.StallTimeout = stall })
+			conn := p.dial(ipNobody)
+			fmt.Fprintf(conn, "GET /media/dir/big HTTP/1.1\r\nHost: x\r\nConnection: close\r\n%s\r\n", header)
+			var got int64
+			for start := time.Now(); time.Since(start) < 6*stall; {
+				n, err := io.CopyN(io.Discard, conn, 24<<10)
+				require.NoError(t, err)
+				got += n
+				time.Sleep(stall / 10) // the slowness is what is tested
+			}
+			require.NoError(t, conn.SetReadBuffer(4<<20))
+			rest, err := io.Copy(io.Discard, conn)
+			require.NoError(t, err)
+			require.GreaterOrEqual(t, got+rest, int64(bigFile))
+			require.Zero(t, p.count("rackstrap_http_stalled_total"))
+		})
+	}
+}
+
+// Slowloris: a header that never ends holds a connection for HeaderTimeout only, and never all connections.
+func TestSlowloris(t *testing.T) {
+	const timeout = 300 * time.Millisecond
+	p := bigPlane(t, func(o *Options) { o.HeaderTimeout, o.MaxConns = timeout, 16 })
+	attacker := netip.MustParseAddr("127.0.0.66")
+	var held []*net.TCPConn
+	for i := range 10 {
+		conn := p.dial(attacker)
+		if i < 4 { // its share
+			held = append(held, conn)
+			fmt.Fprint(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n")
+			continue
+		}
+		status, body := readReply(t, conn)
+		require.Equal(t, http.StatusServiceUnavailable, status)
+		require.Equal(t, "too many connections from here\n", body)
+	}
+	require.EqualValues(t, 6, p.count("rackstrap_http_connections_refused_total"))
+	require.Equal(t, 200, p.get("/healthz").StatusCode) // others do not notice
+
+	start := time.Now()
+	for _, conn := range held {
+		go func() {
+			for {
+				if _, err := io.WriteString(conn, "X-Drip: x\r\n"); err != nil {
+					return
+				}
+				time.Sleep(timeout / 20)
+			}
+		}()
+	}
+	eventually(t, func() bool { return p.count("rackstrap_http_connections") == 0 }, "closed")
+	require.Less(t, time.Since(start), 4*timeout)
+	require.Equal(t, 200, p.request(http.MethodGet, "/healthz", attacker).StatusCode) // its share is free again
+}
+
+// A body that never comes is not waited for.
+func TestBodyThatNeverComes(t *testing.T) {
+	p := bigPlane(t, func(*Options) {})
+	conn := p.dial(ipNobody)
+	fmt.Fprint(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+	status, _ := readReply(t, conn)
+	require.Equal(t, http.StatusBadRequest, status)
+	start := time.Now()
+	eventually(t, func() bool { return p.count("rackstrap_http_connections") == 0 }, "closed")
+	require.Less(t, time.Since(start), 3*time.Second)
+}
+
+// With all connections taken, the next one waits; it is not refused.
+func TestAllConnectionsTaken(t *testing.T) {
+	p := bigPlane(t, func(o *Options) { o.MaxConns = 4 })
+	var holders []*net.TCPConn
+	for i := range 4 {
+		conn := p.dial(netip.AddrFrom4([4]byte{127, 0, 0, byte(10 + i)}))
+		fmt.Fprint(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+		status, _ := readReply(t, conn)
+		require.Equal(t, 200, status)
+		holders = append(holders, conn)
+	}
+	waiting := make(chan int, 1)
+	next := p.dial(netip.MustParseAddr("127.0.0.20"))
+	fmt.Fprint(next, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+	go func() {
+		status, _ := readReply(t, next)
+		waiting <- status
+	}()
+	select {
+	case status := <-waiting:
+		t.Fatalf("answered %d with all connections taken", status)
+	case <-time.After(200 * time.Millisecond):
+	}
+	holders[0].Close()
+	select {
+	case status := <-waiting:
+		require.Equal(t, 200, status)
+	case <-time.After(5 * time.Second):
+		t.Fatal("it waits for ever")
+	}
+}
+
+// HTTP/1.0 and keep-alive: several requests on one connection, the small, the copied and the sent file each
+// complete before the next begins.
+func TestManyRequestsOnOneConnection(t *testing.T) {
+	p := newPlane(t).run()
+	conn := p.dial(ipMaster)
+	want := []string{"images/pxeboot/vmlinuz", "images/pxeboot/initrd.img", ".treeinfo", "empty", "images/pxeboot/initrd.img"}
+	for range 3 {
+		for _, name := range want { // pipelined
+			fmt.Fprintf(conn, "GET /media/centos-7.9/%s HTTP/1.1\r\nHost: x\r\n\r\n", name)
+		}
+	}
+	fmt.Fprint(conn, "GET /media/centos-7.9/.treeinfo HTTP/1.0\r\n\r\n")
+	all, err := io.ReadAll(conn)
+	require.NoError(t, err)
+	r := bytes.NewReader(all)
+	bodies := readAll(t, r)
+	for i := range 15 {
+		require.Equal(t, files[want[i%5]], bodies[i], i)
+	}
+	require.Equal(t, files[".treeinfo"], bodies[15])
+}

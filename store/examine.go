@@ -160,7 +160,9 @@ func (x *examiner) read(b []byte, page uint64) error {
 	return err
 }
 
-// keyRange bounds the keys of a subtree: first <= key, and key < end unless end is nil.
+// keyRange bounds the keys of a subtree: the first one is given, all are below end; nil leaves it open. That
+// the first key is exactly what the branch says matters: bbolt looks a page up in its parent by it, and
+// where they differ it adds a second reference to the page.
 type keyRange struct{ first, end []byte }
 
 // tree walks the B+tree of a bucket; bucket is its path of names.
@@ -193,7 +195,7 @@ func (x *examiner) branch(place string, page []byte, bucket [][]byte, keys keyRa
 		id  uint64
 	}
 	children := make([]child, n)
-	previous := keys.first
+	var previous []byte
 	for i := range children {
 		at := pageHeader + i*elementHeader
 		if at+elementHeader > len(page) {
@@ -203,7 +205,7 @@ func (x *examiner) branch(place string, page []byte, bucket [][]byte, keys keyRa
 		if err != nil {
 			return err
 		}
-		if err := inOrder(place, key, previous, keys.end, i == 0); err != nil {
+		if err := inOrder(place, key, previous, keys, i == 0); err != nil {
 			return err
 		}
 		children[i], previous = child{key, order.Uint64(page[at+8:])}, key
@@ -222,7 +224,10 @@ func (x *examiner) branch(place string, page []byte, bucket [][]byte, keys keyRa
 
 func (x *examiner) leaf(place string, page []byte, bucket [][]byte, keys keyRange, depth int) error {
 	n := int(order.Uint16(page[10:]))
-	previous := keys.first
+	if n == 0 && keys.first != nil {
+		return damagef("%s is empty", place)
+	}
+	var previous []byte
 	for i := range n {
 		at := pageHeader + i*elementHeader
 		if at+elementHeader > len(page) {
@@ -235,7 +240,7 @@ func (x *examiner) leaf(place string, page []byte, bucket [][]byte, keys keyRang
 			return err
 		}
 		key, value := both[:ksize], both[ksize:]
-		if err := inOrder(place, key, previous, keys.end, i == 0); err != nil {
+		if err := inOrder(place, key, previous, keys, i == 0); err != nil {
 			return err
 		}
 		previous = key
@@ -288,10 +293,13 @@ func slice(place string, page []byte, at int, pos uint32, sizes ...uint32) ([]by
 	return page[first:end], nil
 }
 
-// inOrder checks that keys rise, and stay in the range that the branch above promised.
-func inOrder(place string, key, previous, end []byte, first bool) error {
-	c := bytes.Compare(key, previous)
-	if c < 0 || (c == 0 && !first) || (end != nil && bytes.Compare(key, end) >= 0) {
+// inOrder checks that keys rise, and are as the branch above promised.
+func inOrder(place string, key, previous []byte, keys keyRange, first bool) error {
+	ok := bytes.Compare(key, previous) > 0
+	if first {
+		ok = keys.first == nil || bytes.Equal(key, keys.first)
+	}
+	if !ok || (keys.end != nil && bytes.Compare(key, keys.end) >= 0) {
 		return damagef("%s has its keys out of order", place)
 	}
 	return nil

@@ -3,13 +3,15 @@ package store
 import (
 	"bytes"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
 
@@ -93,7 +95,7 @@ func TestBitFlips(t *testing.T) {
 	}
 	written := bytes.TrimRight(raw, "\x00") // what follows was only reserved
 	for page := 0; page < len(written); page += 4096 {
-		for field := page; field < page+48 && field < len(raw); field += 4 {
+		for field := page; field < page+48 && field < len(raw); field += 4 + 4*random.IntN(3) {
 			damaged := bytes.Clone(raw)
 			nasty := []byte{0xff, 0xff, 0xff, 0xff}
 			if random.IntN(2) == 0 {
@@ -103,7 +105,7 @@ func TestBitFlips(t *testing.T) {
 			try(damaged)
 		}
 	}
-	for deadline := time.Now().Add(3 * time.Second); time.Now().Before(deadline); {
+	for range 400 {
 		damaged := bytes.Clone(raw)
 		for range 1 + random.IntN(4) {
 			damaged[random.IntN(len(written))] ^= 1 << random.IntN(8)
@@ -112,6 +114,61 @@ func TestBitFlips(t *testing.T) {
 	}
 	t.Logf("%d bytes: %d damaged copies refused, %d accepted (damage in free pages or in text)", len(raw), refused, accepted)
 	require.NotZero(t, refused)
+}
+
+// Damage that no random bit finds: a free list that would hand out a page in use, and a file that lost
+// nothing but free pages.
+func TestSubtleDamage(t *testing.T) {
+	path := t.TempDir() + "/subtle.db"
+	s, err := Open(path)
+	require.NoError(t, err)
+	huge := event(hostA, string(bytes.Repeat([]byte{'x'}, 50000)))
+	require.NoError(t, s.Append(ctx, []lifecycle.Event{huge}, nil))
+	require.NoError(t, s.Forget(ctx, []inventory.MAC{hostA})) // frees the pages at the end
+	require.NoError(t, s.PutLease(ctx, lease(1)))
+	require.NoError(t, s.Close())
+	raw, err := os.ReadFile(path)
+	require.NoError(t, err)
+
+	f, err := os.Open(path)
+	require.NoError(t, err)
+	defer f.Close()
+	x := &examiner{file: f, size: int64(len(raw)), used: map[uint64]bool{}}
+	m, err := x.meta()
+	require.NoError(t, err)
+	x.pageSize, x.highWater = int64(m.pageSize), m.highWater
+	require.NoError(t, x.tree(m.root, nil, keyRange{}, 0))
+	require.NoError(t, x.freelist(m.freelist))
+
+	list := bytes.Clone(raw)
+	at := int64(m.freelist)*x.pageSize + pageHeader
+	order.PutUint64(list[at:], m.root) // only the first entry, so that the order may be wrong as well
+	order.PutUint16(list[at-pageHeader+10:], 1)
+	require.False(t, tryOpen(t, path, list), "a used page is free")
+
+	last := slices.Max(slices.Collect(maps.Keys(x.used)))
+	require.Less(t, last+1, m.highWater, "the last pages are free")
+	require.False(t, tryOpen(t, path, raw[:int64(last+1)*x.pageSize]), "cut off behind the last used page")
+}
+
+// A branch whose key is a little lower than its child's first: reading still works, but the next write would
+// refer to the child twice.
+func TestBranchKeyDiffersFromChild(t *testing.T) {
+	raw, path := sample(t), t.TempDir()+"/branch.db"
+	changed := 0
+	for page := 2 * 4096; page < len(raw); page += 4096 {
+		if order.Uint16(raw[page+8:]) != flagBranch || order.Uint16(raw[page+10:]) < 2 {
+			continue
+		}
+		at := page + pageHeader + elementHeader // the second element
+		key := at + int(order.Uint32(raw[at:])) + int(order.Uint32(raw[at+4:])) - 1
+		damaged := bytes.Clone(raw)
+		damaged[key]--
+		if !tryOpen(t, path, damaged) {
+			changed++
+		}
+	}
+	require.NotZero(t, changed)
 }
 
 // FuzzOpen puts foreign bytes over a sound database at some place.

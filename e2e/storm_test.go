@@ -82,7 +82,7 @@ func (n network) serve(t *testing.T, config string) *daemon {
 	require.Eventually(t, func() bool {
 		text, _ := os.ReadFile(d.log)
 		return strings.Contains(string(text), "\nready\n")
-	}, 20*time.Second, 20*time.Millisecond, "the daemon is not ready")
+	}, time.Minute, 20*time.Millisecond, "the daemon is not ready")
 	return d
 }
 

@@ -75,7 +75,7 @@ for i in $(seq 0 999); do printf '52:54:00:00:%02x:%02x\n' $((i / 256)) $((i % 2
 
 start_rackstrap() {
   serve rackstrap "$rackstrap" --config "$tmp/rackstrap.yaml" serve
-  for _ in $(seq 100); do grep -q '^ready' "$tmp/rackstrap.log" && break; sleep 0.1; done
+  for _ in $(seq 600); do grep -q '^ready' "$tmp/rackstrap.log" && break; sleep 0.1; done
   grep -q '^ready' "$tmp/rackstrap.log" || { cat "$tmp/rackstrap.log"; exit 1; }
   daemon=$(pgrep -f "^$rackstrap --config $tmp/" | head -n 1)
 }

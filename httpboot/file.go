@@ -112,12 +112,13 @@ func sizeText(n int64) string {
 	}
 }
 
-// again repeats what met media that were closed by a reload between being looked up and being opened: the
-// second time the new ones are there.
-func again[T any](open func() (T, error)) (T, error) {
-	v, err := open()
-	if errors.Is(err, fs.ErrClosed) {
-		return open()
+// again repeats what met media that were closed by a reload between being looked up and being opened: next
+// time the new ones are there.
+func again[T any](open func() (T, error)) (v T, err error) {
+	for range 5 {
+		if v, err = open(); !errors.Is(err, fs.ErrClosed) {
+			break
+		}
 	}
 	return v, err
 }

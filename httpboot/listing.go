@@ -5,13 +5,10 @@ import (
 	"fmt"
 	"html/template"
 	"io/fs"
-	"net/http"
 	"net/url"
 	"path"
 	"strings"
 	"time"
-
-	"github.com/labstack/echo/v4"
 
 	"rackstrap/media"
 )
@@ -32,12 +29,12 @@ var listing = template.Must(template.New("listing").Parse(`<!DOCTYPE html>
 
 type listingRow struct{ Link, Name, Size, Time string }
 
-// sendListing lists a directory: sorted by name, directories with a slash, sizes in bytes. What a symbolic
+// renderListing lists a directory: sorted by name, directories with a slash, sizes in bytes. What a symbolic
 // link leads to is listed in its place; what leads nowhere is left out.
-func sendListing(c echo.Context, tree media.Tree, medium, dir string) error {
+func renderListing(tree media.Tree, medium, dir string) ([]byte, error) {
 	entries, err := fs.ReadDir(tree, dir)
 	if err != nil {
-		return fmt.Errorf("list %s: %w", dir, err)
+		return nil, fmt.Errorf("list %s: %w", dir, err)
 	}
 	page := struct {
 		Path, Parent string
@@ -62,10 +59,9 @@ func sendListing(c echo.Context, tree media.Tree, medium, dir string) error {
 	}
 	var out bytes.Buffer
 	if err := listing.Execute(&out, page); err != nil {
-		return err
+		return nil, err
 	}
-	c.Response().Header().Set("Cache-Control", "no-cache")
-	return sendBytes(c, http.StatusOK, "text/html; charset=utf-8", out.Bytes())
+	return out.Bytes(), nil
 }
 
 // escape escapes every element of a path for a URL.

@@ -2,6 +2,7 @@ package httpboot
 
 import (
 	"fmt"
+	"net/http"
 	"sync/atomic"
 
 	"github.com/labstack/echo/v4"
@@ -21,7 +22,8 @@ func (s *Server) media(c echo.Context) error {
 		return err
 	}
 	if found.content == nil {
-		return sendListing(c, found.tree, name, file)
+		c.Response().Header().Set("Cache-Control", "no-cache")
+		return sendBytes(c, http.StatusOK, "text/html; charset=utf-8", found.listing)
 	}
 	defer found.content.Close()
 	if kind, ok := s.roles.of(s.o.Plan.Library(), found.tree, file); ok {
@@ -32,11 +34,12 @@ func (s *Server) media(c echo.Context) error {
 	return sendFile(c, fileOf(found))
 }
 
-// opened is an entry of a medium, and its content if it is a file.
+// opened is an entry of a medium, and its content if it is a file, or its listing if it is a directory.
 type opened struct {
 	tree    media.Tree
 	entry   media.Entry
 	content media.Content
+	listing []byte
 }
 
 func fileOf(o opened) file {
@@ -54,7 +57,8 @@ func (s *Server) openMedia(name, file string) (o opened, err error) {
 	}
 	switch {
 	case o.entry.IsDir():
-		return o, nil
+		o.listing, err = renderListing(tree, name, file)
+		return o, err
 	case !o.entry.Mode.IsRegular(): // a device: nothing to send
 		return o, errNotFound
 	}

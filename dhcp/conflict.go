@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"time"
 
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 )
 
@@ -79,11 +80,16 @@ func newScout(iface string) (*scout, error) {
 	return s, nil
 }
 
-// packetSocket opens an AF_PACKET socket for one protocol of one NIC.
-func packetSocket(nic *net.Interface, protocol uint16) (*os.File, error) {
+// packetSocket opens an AF_PACKET socket for one protocol of one NIC. A filter spares us the packets that it
+// does not accept.
+func packetSocket(nic *net.Interface, protocol uint16, filter ...bpf.Instruction) (*os.File, error) {
 	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
+	}
+	if err := attach(fd, filter); err != nil { // before bind: until then nothing is received
+		unix.Close(fd)
+		return nil, fmt.Errorf("filter: %w", err)
 	}
 	network := binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, protocol)) // htons
 	if err := unix.Bind(fd, &unix.SockaddrLinklayer{Protocol: network, Ifindex: nic.Index}); err != nil {
@@ -91,6 +97,22 @@ func packetSocket(nic *net.Interface, protocol uint16) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), "packet:"+nic.Name), nil
+}
+
+func attach(fd int, filter []bpf.Instruction) error {
+	if len(filter) == 0 {
+		return nil
+	}
+	raw, err := bpf.Assemble(filter)
+	if err != nil {
+		return err
+	}
+	program := make([]unix.SockFilter, len(raw))
+	for i, ins := range raw {
+		program[i] = unix.SockFilter{Code: ins.Op, Jt: ins.Jt, Jf: ins.Jf, K: ins.K}
+	}
+	return unix.SetsockoptSockFprog(fd, unix.SOL_SOCKET, unix.SO_ATTACH_FILTER,
+		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 }
 
 func (s *scout) close() error {

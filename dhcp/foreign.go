@@ -16,6 +16,7 @@ import (
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/insomniacslk/dhcp/iana"
+	"golang.org/x/net/bpf"
 	"golang.org/x/sys/unix"
 
 	"rackstrap/inventory"
@@ -74,7 +75,7 @@ func probeForeign(ctx context.Context, iface string, own netip.Addr) ([]Foreign,
 	if len(nic.HardwareAddr) != 6 {
 		return nil, fmt.Errorf("look for other DHCP servers: %s is no Ethernet interface", iface)
 	}
-	socket, err := packetSocket(nic, unix.ETH_P_IP)
+	socket, err := packetSocket(nic, unix.ETH_P_IP, toClientPort...)
 	if err != nil {
 		return nil, fmt.Errorf("look for other DHCP servers on %s: %w", iface, err)
 	}
@@ -112,6 +113,17 @@ func probeForeign(ctx context.Context, iface string, own netip.Addr) ([]Foreign,
 			found = append(found, f)
 		}
 	}
+}
+
+// toClientPort lets only UDP to port 68 through: the NIC may be busy with installing a rack.
+var toClientPort = []bpf.Instruction{
+	bpf.LoadAbsolute{Off: 14 + 9, Size: 1},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: unix.IPPROTO_UDP, SkipTrue: 4},
+	bpf.LoadMemShift{Off: 14}, // X = length of the IP header
+	bpf.LoadIndirect{Off: 14 + 2, Size: 2},
+	bpf.JumpIf{Cond: bpf.JumpNotEqual, Val: portClient, SkipTrue: 1},
+	bpf.RetConstant{Val: maxPacket},
+	bpf.RetConstant{Val: 0},
 }
 
 // probeMessage is the DISCOVER of a UEFI machine that does not exist: its MAC is the NIC's own, marked as

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/stretchr/testify/require"
@@ -152,6 +153,7 @@ func FuzzHandle(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte, pxe bool) {
 		p := &packet{via: Arrival{Interface: 2, From: netip.MustParseAddrPort("10.10.10.7:68"), To: ours, PXE: pxe}}
 		p.size = copy(p.data[:], data)
+		r.clock.forward(time.Second) // else the pool runs out, and nothing more happens
 		a := r.answer(t.Context(), p)
 		if a.Reply == nil {
 			return

@@ -49,11 +49,10 @@ func (x *exchange) reply(kind dhcpv4.MessageType, modifiers ...modifier) *dhcpv4
 		Flags:         req.Flags & broadcastFlag,
 		GatewayIPAddr: req.GatewayIPAddr,
 		ClientHWAddr:  req.ClientHWAddr,
-		Options: dhcpv4.Options{
-			optType:   {byte(kind)},
-			optServer: x.s.addressBytes,
-		},
+		Options:       make(dhcpv4.Options, 24), // so many that it never grows
 	}
+	r.Options[optType] = []byte{byte(kind)}
+	r.Options[optServer] = x.s.addressBytes
 	for _, code := range []uint8{optClientID, optRelay} { // RFC 6842, RFC 3046 section 2.2
 		if value, ok := req.Options[code]; ok {
 			r.Options[code] = value

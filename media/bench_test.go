@@ -7,7 +7,6 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -25,18 +24,12 @@ func tenThousand(tb testing.TB) string {
 	return mkisofs(tb, src, "-R", "-J", "-joliet-long")
 }
 
-func TestIndexOf10000FilesIsFast(t *testing.T) {
+func TestIndexOf10000Files(t *testing.T) {
 	if testing.Short() {
 		t.Skip("makes 10,000 files: not in -short")
 	}
 	t.Parallel()
-	iso := tenThousand(t)
-	start := time.Now()
-	img := openISO(t, iso)
-	took := time.Since(start)
-	require.Equal(t, 10_000, img.Files())
-	require.Less(t, took, time.Second)
-	t.Logf("10,000 files indexed in %v", took)
+	require.Equal(t, 10_000, openISO(t, tenThousand(t)).Files()) // how fast: BenchmarkIndex
 }
 
 func BenchmarkIndex(b *testing.B) {

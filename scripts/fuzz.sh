@@ -6,5 +6,5 @@ git grep -hoE '^func Fuzz[A-Za-z0-9]+' -- '*_test.go' >/dev/null || { echo "no f
 git grep -oE '^func Fuzz[A-Za-z0-9]+' -- '*_test.go' | while IFS=: read -r file declaration; do
   target=${declaration#func }
   echo "$(dirname "$file") $target"
-  go test -run '^$' -fuzz "^$target\$" -fuzztime "${1:-30s}" "./$(dirname "$file")" </dev/null
+  go test -run '^$' -fuzz "^$target\$" -fuzztime "${1:-30s}" -fuzzminimizetime 1s "./$(dirname "$file")" </dev/null
 done

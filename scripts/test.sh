@@ -11,5 +11,5 @@ git ls-files '*.sh' '.ci/*' | xargs shellcheck --external-sources
 # Two packages at a time would starve the emulated machines of the lab's tests on a small host: they come last.
 others=$(go list ./... | grep -vE '^rackstrap/(lab|e2e)$')
 # shellcheck disable=SC2086 # a list of words
-go test -race -timeout 15m $others
-go test -timeout 20m -p 1 -v ./lab ./e2e | grep -vE '^=== (RUN|PAUSE|CONT)'
+go test -race -timeout 25m $others
+go test -timeout 25m -p 1 -v ./lab ./e2e | grep -vE '^=== (RUN|PAUSE|CONT)'

@@ -47,8 +47,8 @@ func (c *content) Read(p []byte) (int, error) {
 	if errors.Is(err, io.EOF) {
 		err = fmt.Errorf("the file ends %d bytes early", c.left)
 	}
-	// Not wrapped: io.ErrUnexpectedEOF would mean a short last block. The client is told here, for pin/tftp
-	// would send the text of the error, and code 1.
+	// Never as it is: io.ErrUnexpectedEOF would mean a short last block to pin/tftp. The client is told here,
+	// for pin/tftp would send it the text of the error, with code 1.
 	c.fault = fmt.Errorf("read %s: %v", c.t.name, err)
 	c.t.end(errFault)
 	return 0, c.fault

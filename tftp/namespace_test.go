@@ -41,12 +41,12 @@ const (
 	clientAddress  = "10.99.69.80"
 )
 
-// TestNamespaces makes the two namespaces and runs TestInside in the server's: sockets are opened from many
-// threads, so that the whole process must be there.
-func TestNamespaces(t *testing.T) {
+// spaces makes the two namespaces, until the test ends.
+func spaces(t testing.TB) (server, client string) {
+	t.Helper()
 	testenv.NeedRoot(t)
-	testenv.NeedTool(t, "ip", "atftp", "tftp", "curl", "tcpdump")
-	server, client := fmt.Sprintf("tftps%d", os.Getpid()), fmt.Sprintf("tftpc%d", os.Getpid())
+	testenv.NeedTool(t, "ip")
+	server, client = fmt.Sprintf("tftps%d", os.Getpid()), fmt.Sprintf("tftpc%d", os.Getpid())
 	for _, space := range []string{server, client} {
 		ip(t, "netns", "add", space)
 		t.Cleanup(func() { exec.Command("ip", "netns", "del", space).Run() })
@@ -58,20 +58,33 @@ func TestNamespaces(t *testing.T) {
 	ip(t, "-n", client, "addr", "add", clientAddress+"/24", "dev", clientNIC)
 	ip(t, "-n", server, "link", "set", serverNIC, "up")
 	ip(t, "-n", client, "link", "set", clientNIC, "up")
+	return server, client
+}
 
+// again is this test binary once more, in a namespace, for one of its tests.
+func again(ctx context.Context, t testing.TB, space, test string, env ...string) *exec.Cmd {
+	t.Helper()
 	self, err := os.Executable()
 	require.NoError(t, err)
+	cmd := exec.CommandContext(ctx, "ip", "netns", "exec", space, self, "-test.run", "^"+test+"$", "-test.v", "-test.timeout", "100s")
+	cmd.Env = append(os.Environ(), env...)
+	return cmd
+}
+
+// TestNamespaces runs TestInside in the server's namespace: sockets are opened from many threads, so that the
+// whole process must be there.
+func TestNamespaces(t *testing.T) {
+	testenv.NeedTool(t, "atftp", "tftp", "curl", "tcpdump")
+	server, client := spaces(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "ip", "netns", "exec", server, self, "-test.run", "^TestInside$", "-test.v", "-test.timeout", "100s")
-	cmd.Env = append(os.Environ(), clientSpaceEnv+"="+client)
-	out, err := cmd.CombinedOutput()
+	out, err := again(ctx, t, server, "TestInside", clientSpaceEnv+"="+client).CombinedOutput()
 	t.Logf("in the server's namespace:\n%s", out)
 	require.NoError(t, err)
 	require.Contains(t, string(out), "--- PASS: TestInside")
 }
 
-func ip(t *testing.T, args ...string) {
+func ip(t testing.TB, args ...string) {
 	t.Helper()
 	out, err := exec.Command("ip", args...).CombinedOutput()
 	require.NoError(t, err, "ip %s: %s", strings.Join(args, " "), out)

@@ -111,6 +111,6 @@ func (s *Server) finish(t *transfer, r result) {
 	text := printable(row.text(t, r, took))
 	if s.throttle.allow(now, t.client.Addr(), r.ending, t.name) {
 		s.Rack.Observe(lifecycle.Event{Time: now, MAC: mac, Source: "tftp", Kind: row.kind, Level: row.level,
-			Text: text + " to " + t.client.Addr().String()})
+			Text: fmt.Sprintf("%s (%s)", text, t.client.Addr())})
 	}
 }

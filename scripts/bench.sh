@@ -112,7 +112,7 @@ best() { # OPTIONS...: the most exchanges that were completed in a second, over 
   local top=0 rate r _
   for rate in 2000 4000 8000 12000 16000; do
     read -r r _ < <(exchanges "$rate" "$@")
-    top=$(awk -v a="$top" -v b="$r" 'BEGIN { print a > b ? a : b }')
+    top=$(awk -v a="$top" -v b="$r" 'BEGIN { print (a > b ? a : b) }')
   done
   echo "$top"
 }

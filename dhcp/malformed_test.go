@@ -198,3 +198,16 @@ func FuzzScout(f *testing.F) {
 		s.heardICMP(data)
 	})
 }
+
+// TestSizeLimit: option 57 counts the headers of IP and UDP, and edk2's 0xff00 is not to be believed.
+func TestSizeLimit(t *testing.T) {
+	for _, tc := range []struct {
+		option []byte
+		want   int
+	}{
+		{nil, 548}, {[]byte{2, 64}, 548}, {[]byte{0, 1}, 548}, {[]byte{4, 0}, 996}, {[]byte{5, 192}, 1444},
+		{[]byte{0xff, 0}, 1444}, {[]byte{9}, 548},
+	} {
+		require.Equal(t, tc.want, sizeLimit(tc.option), "%x", tc.option)
+	}
+}

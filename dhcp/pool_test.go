@@ -251,3 +251,15 @@ func TestStoreFails(t *testing.T) {
 type fullDisk struct{ *lifecycle.MemoryStore }
 
 func (*fullDisk) PutLease(context.Context, lifecycle.Lease) error { return context.DeadlineExceeded }
+
+// TestOffersOfTwo: of two clients that come to the same address at the same time, one gets it.
+func TestOffersOfTwo(t *testing.T) {
+	o, until := newOffers(), time.Unix(1000, 0)
+	require.True(t, o.put(mac(1), offer{ip: addr(200), until: until}))
+	require.False(t, o.put(mac(2), offer{ip: addr(200), until: until}))
+	require.False(t, o.put(mac(1), offer{ip: addr(201), until: until}), "one offer for each client")
+	require.True(t, o.put(mac(1), offer{ip: addr(200), until: until.Add(time.Minute), ready: true}))
+	require.Empty(t, o.expire(until.Add(time.Second)), "it was repeated")
+	require.Equal(t, []netip.Addr{addr(200)}, o.expire(until.Add(time.Minute)))
+	require.True(t, o.put(mac(2), offer{ip: addr(200), until: until}))
+}

@@ -55,6 +55,9 @@ var (
 
 // oneLine checks that no reader sees more than one line.
 func oneLine(s string) error {
+	if plainASCII(s) {
+		return nil
+	}
 	if !utf8.ValidString(s) {
 		return errEncoding
 	}
@@ -62,6 +65,16 @@ func oneLine(s string) error {
 		return errControl
 	}
 	return nil
+}
+
+// plainASCII is the quick answer for nearly every value.
+func plainASCII(s string) bool {
+	for i := range len(s) {
+		if s[i] < ' ' && s[i] != '\t' || s[i] > '~' {
+			return false
+		}
+	}
+	return true
 }
 
 func breaks(r rune) bool {
@@ -82,7 +95,7 @@ func ks(s string) (string, error) {
 	if err := ascii(s); err != nil {
 		return "", err
 	}
-	if s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !safe(r) }) {
+	if safe(s) {
 		return s, nil
 	}
 	return `"` + ksEscapes.Replace(s) + `"`, nil
@@ -104,15 +117,22 @@ func sh(s string) (string, error) {
 	if err := oneLine(s); err != nil {
 		return "", err
 	}
-	if s != "" && !strings.ContainsFunc(s, func(r rune) bool { return !safe(r) }) {
+	if safe(s) {
 		return s, nil
 	}
 	return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'", nil
 }
 
-// safe characters mean nothing but themselves to shells and shlex, wherever they stand in a word.
-func safe(r rune) bool {
-	return r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r < 0x80 && strings.ContainsRune("@_+:,./-", r)
+// safe text means nothing but itself to shells and shlex, wherever it stands in a word.
+func safe(s string) bool {
+	for i := range len(s) {
+		switch c := s[i]; {
+		case c >= 'a' && c <= 'z', c >= 'A' && c <= 'Z', c >= '0' && c <= '9', strings.IndexByte("@_+:,./-", c) >= 0:
+		default:
+			return false
+		}
+	}
+	return s != ""
 }
 
 // escaped is a double-quoted string of YAML 1.2 and of TOML 1.0, whose escapes have these in common.

@@ -29,7 +29,7 @@ type view struct {
 	RootHash           string // "" locks the password
 	Keys               []string
 	SELinux            string
-	Hosts              []host
+	Hosts              string // the lines of a hosts file
 
 	Disk        Disk
 	DiskWord    string // the disk's name, or what %pre puts it in place of
@@ -54,11 +54,6 @@ type view struct {
 
 	PostScripts []Script
 	Callback    *Callback // nil: report nothing
-}
-
-type host struct {
-	IP    string
-	Names []string
 }
 
 type repo struct {
@@ -95,13 +90,16 @@ func newView(in Input, p *profile) (*view, error) {
 		Name: m.Name, MAC: m.MAC.String(), IP: m.IP.String(), Netmask: netmask(subnet.Prefix),
 		NTP: c.Network.NTP, Timezone: m.Install.Timezone, Medium: in.Medium,
 		RootHash: m.Install.RootPasswordHash, Keys: m.Install.SSHAuthorizedKeys,
-		SELinux: cmp.Or(o.SELinux, "permissive"), Hosts: hosts(c),
-		Disk: disk, DiskWord: cmp.Or(disk.Name, "@DISK@"), VolumeGroup: p.VolumeGroup, BootArgs: slices.Concat(p.BootArgs, o.BootArgs),
+		SELinux: cmp.Or(o.SELinux, "permissive"),
+		Disk:    disk, DiskWord: cmp.Or(disk.Name, "@DISK@"), VolumeGroup: p.VolumeGroup, BootArgs: slices.Concat(p.BootArgs, o.BootArgs),
 		Packages: p.Packages, ExtraPackages: o.ExtraPackages, Kubernetes: kubernetes(c.Cluster.KubernetesVersion),
 		Kernel: cmp.Or(o.Kernel, KernelStock), VendorRepos: p.VendorRepos,
 		SandboxImage: cmp.Or(o.SandboxImage, c.Cluster.ImageRepository+"/"+p.SandboxImage),
 		Docker:       o.Docker, DockerMirrors: o.RegistryMirrors["docker.io"],
 		CNI: c.Cluster.CNI, PostScripts: o.PostScripts,
+	}
+	if v.Hosts, err = hosts(c); err != nil {
+		return nil, err
 	}
 	if subnet.Gateway.IsValid() {
 		v.Gateway = subnet.Gateway.String()
@@ -142,28 +140,35 @@ func kubernetes(version string) []string {
 }
 
 // hosts lists all machines, with the name of the API endpoint at the first control plane: it must resolve
-// before there is anything that could serve it.
-func hosts(c *inventory.Config) []host {
+// before there is anything that could serve it. This is not the template's work: there may be thousands.
+func hosts(c *inventory.Config) (string, error) {
 	endpoint, _, _ := strings.Cut(c.Cluster.ControlPlaneEndpoint, ":")
 	if _, err := netip.ParseAddr(endpoint); err == nil {
 		endpoint = ""
 	}
-	list := make([]host, 0, len(c.Machines))
+	var b strings.Builder
 	for _, m := range c.Machines {
-		h := host{IP: m.IP.String()}
+		names := []string{m.Name}
 		if c.Network.Domain != "" {
-			h.Names = append(h.Names, m.Name+"."+c.Network.Domain)
+			names = []string{m.Name + "." + c.Network.Domain, m.Name}
 		}
-		h.Names = append(h.Names, m.Name)
 		if m.Role == inventory.RoleControlPlane && endpoint != "" {
-			if !slices.Contains(h.Names, endpoint) {
-				h.Names = append(h.Names, endpoint)
+			if !slices.Contains(names, endpoint) {
+				names = append(names, endpoint)
 			}
 			endpoint = ""
 		}
-		list = append(list, h)
+		b.WriteString(m.IP.String())
+		for _, n := range names {
+			quoted, err := word(n)
+			if err != nil {
+				return "", fmt.Errorf("hosts file: a name of %v %w", m.IP, err)
+			}
+			b.WriteString(" " + quoted)
+		}
+		b.WriteByte('\n')
 	}
-	return list
+	return b.String(), nil
 }
 
 // proxies fills in what is reached through the proxy: nothing that is in the rack.

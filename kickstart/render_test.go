@@ -234,6 +234,7 @@ func TestFaultyProfilesAreRefused(t *testing.T) {
 	for name, c := range map[string]struct{ file, text, want string }{
 		"bare value":       {"p/kickstart.tmpl", "url {{.Medium}}", "not quoted"},
 		"in a branch":      {"p/kickstart.tmpl", "{{with .NTP}}{{range .}}x{{else}}{{.Medium}}{{end}}{{end}}", "not quoted"},
+		"in an if":         {"p/kickstart.tmpl", "{{if .NTP}}x{{else}}{{.Medium}}{{end}}", "not quoted"},
 		"quoted too early": {"p/kickstart.tmpl", `{{print (ks .Medium) "x"}}`, "not quoted"},
 		"plain function":   {"p/kickstart.tmpl", `{{join "," .NTP}}`, "not quoted"},
 		"in a shared one":  {"x.tmpl", `{{define "x"}}{{.Medium}}{{end}}`, "not quoted"},

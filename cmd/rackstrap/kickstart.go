@@ -49,6 +49,15 @@ func sampleCallback(s inventory.Server) kickstart.Callback {
 	return kickstart.Callback{URL: nodeURL(s), CA: string(ca), Secret: "one-token-for-each-attempt", Attempt: 1}
 }
 
+// renderSample is the kickstart that a machine would get. A free slot stands for hardware that is not known
+// yet: it is rendered for a made-up, locally administered MAC.
+func renderSample(r *kickstart.Renderer, cfg *inventory.Config, m inventory.Machine) ([]byte, error) {
+	if m.MAC.IsZero() {
+		m.MAC = inventory.MAC{0x02}
+	}
+	return renderKickstart(r, cfg, m, sampleCallback(cfg.Server))
+}
+
 // checkKickstarts renders every machine's kickstart, and reads it as its installer will. Machines that differ
 // in nothing but name, MAC and address, which the inventory admits in harmless characters only, have the same
 // syntax: one of them is read for all, since a thousand kickstarts are thousands of scripts for `bash -n`.
@@ -60,7 +69,7 @@ func checkKickstarts(cfg *inventory.Config) error {
 	var faults []error
 	read := map[string]bool{}
 	for _, m := range cfg.Machines {
-		text, err := renderKickstart(renderer, cfg, m, sampleCallback(cfg.Server))
+		text, err := renderSample(renderer, cfg, m)
 		if err != nil {
 			faults = append(faults, err)
 			continue

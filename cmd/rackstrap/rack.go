@@ -303,7 +303,7 @@ func (a *app) renderCommand() *cobra.Command {
 				return err
 			}
 			if what == "kickstart" { // the daemon's own would hold a live secret
-				return renderSample(cmd, cfg, name)
+				return printKickstart(cmd, cfg, name)
 			}
 			text, err := operator.NewClient(cfg.Server.DataDir).Render(cmd.Context(), what, name)
 			var absent *operator.NotRunningError
@@ -338,8 +338,8 @@ func renderOffline(ctx context.Context, cfg *inventory.Config, what, name string
 	return nil, &usageError{fmt.Errorf("%s cannot be rendered: ipxe, grub or kickstart", what)}
 }
 
-// renderSample prints the kickstart that a machine would get, with a token that opens nothing.
-func renderSample(cmd *cobra.Command, cfg *inventory.Config, name string) error {
+// printKickstart prints the kickstart that a machine would get, with a token that opens nothing.
+func printKickstart(cmd *cobra.Command, cfg *inventory.Config, name string) error {
 	m, ok := cfg.ByName(name)
 	if !ok {
 		return &lifecycle.UnknownMachineError{Name: name}
@@ -351,7 +351,7 @@ func renderSample(cmd *cobra.Command, cfg *inventory.Config, name string) error 
 	if resolved, err := cfg.Resolve(interfaceAddresses); err == nil {
 		cfg = resolved
 	}
-	text, err := renderKickstart(renderer, cfg, *m, sampleCallback(cfg.Server))
+	text, err := renderSample(renderer, cfg, *m)
 	if err != nil {
 		return err
 	}

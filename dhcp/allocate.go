@@ -68,13 +68,12 @@ func (x *exchange) allocate() (ip netip.Addr, why string) {
 // that its MAC leads to.
 func (x *exchange) choose(now time.Time) (netip.Addr, string) {
 	p := x.sub.pool
-	if l, ok := x.s.rack.LeaseOf(x.f.mac); ok && x.assignable(l.IP, now) && x.reserve(l.IP, now) {
-		p.take(l.IP)
-		return l.IP, ""
+	if ip, ok := x.leased(now); ok {
+		return ip, ""
 	}
 	if x.f.wants.IsValid() && x.assignable(x.f.wants, now) && p.take(x.f.wants) {
 		if x.reserve(x.f.wants, now) {
-			return x.f.wants, ""
+			return x.settle(x.f.wants, now)
 		}
 		p.release(x.f.wants)
 	}
@@ -82,7 +81,7 @@ func (x *exchange) choose(now time.Time) (netip.Addr, string) {
 		ip, ok := p.takeNear(hashMAC(x.f.mac))
 		switch {
 		case ok && x.assignable(ip, now) && x.reserve(ip, now):
-			return ip, ""
+			return x.settle(ip, now)
 		case ok && x.s.offers.has(x.f.mac): // the same client, twice at the same time
 			p.release(ip)
 			return netip.Addr{}, checking
@@ -97,6 +96,32 @@ func (x *exchange) choose(now time.Time) (netip.Addr, string) {
 			swept = true
 		}
 	}
+}
+
+// leased offers the client the address that it had last.
+func (x *exchange) leased(now time.Time) (netip.Addr, bool) {
+	l, ok := x.s.rack.LeaseOf(x.f.mac)
+	if !ok || !x.assignable(l.IP, now) || !x.reserve(l.IP, now) {
+		return netip.Addr{}, false
+	}
+	x.sub.pool.take(l.IP)
+	return l.IP, true
+}
+
+// settle confirms a choice that was made because the client had no lease. A repetition of the DISCOVER may have
+// been answered, and its lease bound, between that look and the reservation: two addresses for one client, of
+// which it uses one and we would give the other away. bind writes the lease before it drops the offer that kept
+// reserve from succeeding, so a look after the reservation cannot miss it.
+func (x *exchange) settle(ip netip.Addr, now time.Time) (netip.Addr, string) {
+	l, ok := x.s.rack.LeaseOf(x.f.mac)
+	if !ok || l.IP == ip || !x.assignable(l.IP, now) {
+		return ip, ""
+	}
+	x.withdraw()
+	if had, ok := x.leased(now); ok {
+		return had, ""
+	}
+	return netip.Addr{}, checking // the repetition is being answered at this moment
 }
 
 // reserve notes the address as offered to the client.

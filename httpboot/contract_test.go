@@ -2,12 +2,15 @@ package httpboot
 
 import (
 	"io"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"path"
 	"strings"
 	"testing"
 
+	"github.com/labstack/echo/v4"
 	"github.com/stretchr/testify/require"
 
 	"rackstrap/assets"
@@ -212,6 +215,7 @@ func TestMetricsAndHealth(t *testing.T) {
 	p := newPlane(t).run()
 	p.get("/media/centos-7.9/images/pxeboot/vmlinuz")
 	p.get("/media/centos-7.9/nothing")
+	eventually(t, func() bool { return p.count("rackstrap_http_requests_total", "route", "media") == 2 }, "counted")
 	got := p.get("/metrics", "Accept-Encoding", "gzip")
 	require.Equal(t, 200, got.StatusCode)
 	require.Empty(t, got.Header.Get("Content-Encoding"))
@@ -240,7 +244,30 @@ func TestPanicEndsOneRequest(t *testing.T) {
 	require.NotContains(t, got.body, "told")
 	require.Equal(t, 200, p.get("/media/centos-7.9/.treeinfo").StatusCode)
 	require.EqualValues(t, 1, p.count("rackstrap_http_panics_total"))
-	require.Zero(t, p.count("rackstrap_http_in_flight"))
+	eventually(t, func() bool { return p.count("rackstrap_http_in_flight") == 0 }, "nothing in flight")
 	require.Contains(t, p.log.String(), "as it was told")
 	require.NotContains(t, p.log.String(), p.answers.secret)
+}
+
+// A panic in the middle of an answer cuts the connection: the client must not take what it has for whole.
+func TestPanicInTheMiddleOfAnAnswer(t *testing.T) {
+	p := planeOf(t, emptyLibrary(t))
+	e := echo.New()
+	e.Use(p.observe)
+	e.GET("/", func(c echo.Context) error {
+		c.Response().Header().Set("Content-Length", "100000")
+		io.WriteString(c.Response(), strings.Repeat("begun ", 10_000))
+		panic("too late for an error")
+	})
+	server := httptest.NewUnstartedServer(e)
+	server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	server.Start()
+	defer server.Close()
+	resp, err := http.Get(server.URL)
+	if err == nil {
+		defer resp.Body.Close()
+		_, err = io.ReadAll(resp.Body)
+	}
+	require.Error(t, err)
+	require.EqualValues(t, 1, p.count("rackstrap_http_panics_total"))
 }

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -81,8 +82,7 @@ func TestMediaEvents(t *testing.T) {
 		p.request(http.MethodGet, "/media/centos-7.9/"+name, ipMaster)
 		p.request(http.MethodGet, "/media/centos-7.9/"+name, ipNobody)
 	}
-	eventually(t, func() bool { return len(p.events("initrd")) == 1 }, "initrd")
-	require.Len(t, p.events("kernel"), 1)
+	eventually(t, func() bool { return len(p.events("initrd")) == 1 && len(p.events("kernel")) == 1 }, "kernel and initrd")
 	all, err := p.rack.Events(t.Context(), lifecycle.EventQuery{MAC: macMaster})
 	require.NoError(t, err)
 	var http []lifecycle.Event
@@ -92,7 +92,7 @@ func TestMediaEvents(t *testing.T) {
 		}
 	}
 	require.Len(t, http, 2)
-	require.Equal(t, "images/pxeboot/vmlinuz of centos-7.9 sent to 127.0.0.80 (\"Go-http-client/1.1\"): 68 KiB in 0s", http[0].Text)
+	require.Equal(t, "images/pxeboot/vmlinuz of centos-7.9 sent to 127.0.0.80 (\"Go-http-client/1.1\"): 68 KiB in 0s", p.events("kernel")[0].Text)
 }
 
 // A machine that loses power while it loads leaves a trace.
@@ -267,4 +267,15 @@ func TestGracefulEnd(t *testing.T) {
 	}
 	_, err = net.Dial("tcp", p.Addr().String())
 	require.Error(t, err)
+}
+
+// What is neither file nor directory has no content and is in no listing.
+func TestSpecialFiles(t *testing.T) {
+	dir := treeDir(t)
+	require.NoError(t, syscall.Mkfifo(filepath.Join(dir, "fifo"), 0o644))
+	library, err := media.OpenLibrary([]media.Spec{{Name: "dir", Dir: dir}})
+	require.NoError(t, err)
+	p := planeOf(t, library)
+	require.Equal(t, 404, p.direct(http.MethodGet, "/media/dir/fifo", ipNobody).Code)
+	require.NotContains(t, p.direct(http.MethodGet, "/media/dir", ipNobody).Body.String(), "fifo")
 }

@@ -1,0 +1,146 @@
+// Package api is what an agent and the node plane say to each other: the bodies of the HTTP calls below
+// /api/v1/nodes/{name}/. It holds no behaviour, so that both sides, and tests, can share it.
+//
+//	POST exchange           Exchange  -> Credential   with the install token of the attempt as bearer
+//	POST events             Event     -> 204          with the install token (installer) or the credential (agent)
+//	GET  work?wait=50       -> 200 Work, or 202 Waiting with Retry-After
+//	POST work/{id}/result   Result    -> 204
+//	PUT  logs/{log}         text      -> 204
+//
+// Every call but exchange carries the credential as bearer, and every call the header HeaderAttempt. The statuses:
+// 400 not understood, 401 bad token, 403 another address or MAC than the machine's own, 404 no such machine or work,
+// 409 not possible in this state, 410 a newer attempt has superseded this one, 413 too large, 429 too many calls,
+// 503 with Retry-After: a fault of the appliance. An agent gives up at 401, 403 and 410; it repeats everything else.
+package api
+
+import "time"
+
+// HeaderAttempt carries the number of the attempt that the caller belongs to.
+const HeaderAttempt = "Rackstrap-Attempt"
+
+// Limits of the bodies, in bytes.
+const (
+	MaxBody   = 256 << 10 // of any call but logs
+	MaxLog    = 1 << 20   // of one log
+	MaxOutput = 16 << 10  // of Result.Output: the tail of what the programs printed
+)
+
+// Config is the file that the kickstart writes for the agent, /etc/rackstrap/agent.json, mode 0600.
+type Config struct {
+	Server  string `json:"server"`  // https://10.10.10.1:8443
+	CA      string `json:"ca"`      // path of the appliance's CA, PEM
+	Name    string `json:"name"`    // of the machine
+	MAC     string `json:"mac"`     // of the boot NIC
+	Role    string `json:"role"`    // control-plane or worker
+	Attempt int    `json:"attempt"` // which the token belongs to
+	Token   string `json:"token"`   // install token: exchanged once
+	State   string `json:"state"`   // directory of the agent's state; default /var/lib/rackstrap
+}
+
+// Exchange asks for a credential. The MAC must be the machine's own.
+type Exchange struct {
+	Attempt int    `json:"attempt"`
+	MAC     string `json:"mac"`
+	Facts   Facts  `json:"facts"`
+}
+
+// Facts are what a machine tells of itself: for the operator, and for the checks before kubeadm.
+type Facts struct {
+	Hostname   string    `json:"hostname"`
+	MACs       []string  `json:"macs"`
+	CPUs       int       `json:"cpus"`
+	MemoryMiB  int       `json:"memory_mib"`
+	Kernel     string    `json:"kernel"`
+	OS         string    `json:"os"`
+	Containerd string    `json:"containerd,omitempty"`
+	Kubeadm    string    `json:"kubeadm,omitempty"`
+	Agent      string    `json:"agent"`
+	Clock      time.Time `json:"clock"`  // of the machine, when it asked
+	Joined     bool      `json:"joined"` // a kubelet configuration of an earlier join lies on the disk
+}
+
+// Credential is what the install token is exchanged for. As long as it was not used, the exchange can be repeated
+// (its answer was lost) and gives a new one; then the install token is void.
+type Credential struct {
+	Credential string `json:"credential"`
+	Role       string `json:"role"`
+}
+
+// Event is what a machine reports of itself. Kind: installed, failed, progress (both sides of the first boot).
+type Event struct {
+	Attempt int    `json:"attempt"`
+	Kind    string `json:"kind"`
+	Phase   string `json:"phase,omitempty"`   // pre, install, post; or the Action under way
+	Percent int    `json:"percent,omitempty"` // of the phase, where known: 1 to 100
+	Text    string `json:"text"`
+}
+
+// Action is what an agent can be asked to do. There is no other: never shell text.
+type Action string
+
+// The actions.
+const (
+	Init             Action = "init"               // kubeadm init, then the CNI
+	Join             Action = "join"               // kubeadm join as a worker
+	JoinControlPlane Action = "join-control-plane" // kubeadm join as a further master
+	MintToken        Action = "mint-token"         // masters: a bootstrap token for one node
+	DeleteToken      Action = "delete-token"       // masters
+	UploadCerts      Action = "upload-certs"       // masters: the control plane's certificates, under a fresh key
+	CheckNode        Action = "check-node"         // masters: is the node Ready, with its address?
+	DeleteNode       Action = "delete-node"        // masters: drain, delete, and remove its etcd member
+	VerifyCluster    Action = "verify-cluster"     // masters: the availability check
+	Kubeconfig       Action = "kubeconfig"         // masters: admin.conf
+	Reset            Action = "reset"              // kubeadm reset -f
+	Done             Action = "done"               // workers: the node is Ready, the agent may end for good
+)
+
+// Work is one thing to do. The parameters that an action needs are set, no others.
+type Work struct {
+	ID      string `json:"id"`
+	Action  Action `json:"action"`
+	Seconds int    `json:"seconds"` // the agent gives up after so long
+
+	KubeadmConfig string   `json:"kubeadm_config,omitempty"` // init, join…, upload-certs: the file for --config
+	CNIManifest   string   `json:"cni_manifest,omitempty"`   // init: applied when the API answers
+	Images        []Image  `json:"images,omitempty"`         // init, join…: imported into k8s.io before kubeadm starts
+	Node          string   `json:"node,omitempty"`           // mint-token, check-node, delete-node: the node's name
+	IP            string   `json:"ip,omitempty"`             // check-node: the address of the list
+	ControlPlane  bool     `json:"control_plane,omitempty"`  // check-node, delete-node: the node is a master
+	TTLSeconds    int      `json:"ttl_seconds,omitempty"`    // mint-token
+	Description   string   `json:"description,omitempty"`    // mint-token: node=… attempt=…
+	TokenID       string   `json:"token_id,omitempty"`       // delete-token: the public half
+	Image         string   `json:"image,omitempty"`          // verify-cluster: of the web server
+	Addresses     []string `json:"addresses,omitempty"`      // verify-cluster: of the nodes
+}
+
+// Image is one archive of container images that the appliance holds.
+type Image struct {
+	URL    string   `json:"url"` // on the boot plane
+	SHA256 string   `json:"sha256"`
+	Size   int64    `json:"size"`
+	Names  []string `json:"names"` // references inside
+}
+
+// Waiting is the answer to an agent for which there is nothing to do yet.
+type Waiting struct {
+	Reason string `json:"reason"`           // what is awaited
+	Holder string `json:"holder,omitempty"` // of the init lock
+}
+
+// Result is how a work ended. The fields that the action produces are set if OK.
+type Result struct {
+	OK        bool   `json:"ok"`
+	Error     string `json:"error,omitempty"`      // one line
+	Retryable bool   `json:"retryable,omitempty"`  // another try may succeed
+	AuthError bool   `json:"auth_error,omitempty"` // join…: the token was not accepted, a new one is needed
+	Output    string `json:"output,omitempty"`     // tail of the programs' output, redacted
+
+	CACert         string   `json:"ca_cert,omitempty"`         // init: PEM of the cluster's CA
+	Token          string   `json:"token,omitempty"`           // mint-token
+	CertificateKey string   `json:"certificate_key,omitempty"` // upload-certs
+	Ready          bool     `json:"ready,omitempty"`           // check-node
+	Address        string   `json:"address,omitempty"`         // check-node: the node's InternalIP
+	Reason         string   `json:"reason,omitempty"`          // check-node: why it is not Ready
+	Kubeconfig     string   `json:"kubeconfig,omitempty"`      // kubeconfig
+	Missing        []string `json:"missing,omitempty"`         // init, join…: images that kubeadm needs and that are not there
+}

@@ -10,13 +10,22 @@
 // Every call but exchange carries the credential as bearer, and every call the header HeaderAttempt. The statuses:
 // 400 not understood, 401 bad token, 403 another address or MAC than the machine's own, 404 no such machine or work,
 // 409 not possible in this state, 410 a newer attempt has superseded this one, 413 too large, 429 too many calls,
-// 503 with Retry-After: a fault of the appliance. An agent gives up at 401, 403 and 410; it repeats everything else.
+// 503 with Retry-After: a fault of the appliance. An agent gives up at 401, 403 and 410; it repeats everything else,
+// but for a result: one that is answered 400, 404, 409 or 413 is wanted by nobody any more, and is dropped.
+//
+// An agent does one thing at a time: it asks for work when it has none, with the result of the last one accepted. So
+// the appliance takes the question for "I have nothing", and hands out again, under the same ID, what it had handed
+// out. A work may therefore arrive twice, also with another token in it; doing it twice must be harmless.
 package api
 
 import "time"
 
 // HeaderAttempt carries the number of the attempt that the caller belongs to.
 const HeaderAttempt = "Rackstrap-Attempt"
+
+// HeaderClock carries the machine's clock with each question for work, RFC 3339: a machine whose clock is far off gets
+// none before it is right. A call without it is judged by Facts.Clock.
+const HeaderClock = "Rackstrap-Clock"
 
 // Limits of the bodies, in bytes.
 const (
@@ -108,10 +117,20 @@ type Work struct {
 	ControlPlane  bool     `json:"control_plane,omitempty"`  // check-node, delete-node: the node is a master
 	TTLSeconds    int      `json:"ttl_seconds,omitempty"`    // mint-token
 	Description   string   `json:"description,omitempty"`    // mint-token: node=… attempt=…
-	TokenID       string   `json:"token_id,omitempty"`       // delete-token: the public half
+	TokenID       string   `json:"token_id,omitempty"`       // mint-token, delete-token: the public half, see below
 	Image         string   `json:"image,omitempty"`          // verify-cluster: of the web server
 	Addresses     []string `json:"addresses,omitempty"`      // verify-cluster: of the nodes
+
+	// The name in control_plane_endpoint, unless that is an address, and the addresses under which it is found, the
+	// best one first: for the machine's hosts file, before kubeadm starts. init, join…, done.
+	EndpointName      string   `json:"endpoint_name,omitempty"`
+	EndpointAddresses []string `json:"endpoint_addresses,omitempty"`
 }
+
+// The appliance chooses the public half of a token (Work.TokenID) and writes it down before it asks a master for the
+// token, so that whatever happens to agent or appliance in between, it can be deleted later. The master makes the
+// secret half. To mint a token whose ID exists already is to replace it, and to delete one that does not exist is done.
+// A CertificateKey, in the same way, stands in the KubeadmConfig of upload-certs already; the result may repeat it.
 
 // Image is one archive of container images that the appliance holds.
 type Image struct {

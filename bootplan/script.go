@@ -39,6 +39,9 @@ func MediumURL(s inventory.Server, m inventory.Medium) string {
 	return BaseURL(s) + "/media/" + m.Name
 }
 
+// AgentURL is the program that installed machines of an architecture (amd64, arm64) run.
+func AgentURL(s inventory.Server, arch string) string { return BaseURL(s) + "/agent/linux-" + arch }
+
 // KernelArgs is the kernel command line of the installer for one machine (Anaconda 21, dracut), but for
 // `initrd=`. BOOTIF limits DHCP and the kickstart's network to the NIC that booted; sendmac and sendsn add
 // the headers by which the kickstart is guarded.

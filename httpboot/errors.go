@@ -20,6 +20,11 @@ type badRequest struct{ reason string }
 
 func (e *badRequest) Error() string { return e.reason }
 
+// absent is something that is not here, with a reason that the client is told.
+type absent struct{ reason string }
+
+func (e *absent) Error() string { return e.reason }
+
 // denial is a request for something that this client may not have: 403, and an event.
 type denial struct {
 	reason string        // for the client
@@ -44,6 +49,7 @@ func (s *Server) answerError(err error, c echo.Context) {
 	var (
 		routing *echo.HTTPError
 		bad     *badRequest
+		gone    *absent
 		denied  *denial
 		told    *unavailable
 	)
@@ -52,6 +58,8 @@ func (s *Server) answerError(err error, c echo.Context) {
 		answer(c, routing.Code, http.StatusText(routing.Code))
 	case errors.As(err, &bad):
 		answer(c, http.StatusBadRequest, bad.reason)
+	case errors.As(err, &gone):
+		answer(c, http.StatusNotFound, gone.reason)
 	case errors.As(err, &denied):
 		s.noteOnce(c, lifecycle.Event{MAC: denied.mac, Kind: "refused", Level: denied.level, Text: denied.event})
 		answer(c, http.StatusForbidden, denied.reason)

@@ -35,6 +35,7 @@ func (s *Server) routes() http.Handler {
 		{"/loader/*", s.loader},
 		{"/grub/*", s.grubFile},
 		{"/ks/:mac", s.kickstart},
+		{"/agent/linux-:arch", s.agent},
 		{"/media/:name", s.media},
 		{"/media/:name/*", s.media},
 		{"/healthz", s.healthz},

@@ -6,6 +6,7 @@
 //	/loader/{path}         loaders: the same bytes that TFTP serves under the same path
 //	/grub/{path}           what GRUB asks for beside its own path
 //	/media/{name}/{path}   the file tree inside an ISO image, or an unpacked one
+//	/agent/linux-{arch}    the program that installed machines run, see agent.go
 //	/ks/{mac}              the kickstart: holds a secret, see kickstart.go
 //	/healthz, /metrics
 //
@@ -43,6 +44,7 @@ type Options struct {
 	Rack      *lifecycle.Rack
 	Plan      *bootplan.Plan
 	Kickstart Kickstart // nil: /ks answers 503, and no installation begins
+	Agents    *Agents   // nil: /agent answers 404
 	Log       *slog.Logger
 	Now       func() time.Time
 	Metrics   prometheus.Registerer // where the counters go; nil: nowhere

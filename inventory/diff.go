@@ -131,6 +131,7 @@ func flatten(c *Config) *flat {
 	f.put("server.dhcp_port", c.Server.DHCPPort)
 	f.put("server.data_dir", c.Server.DataDir)
 	f.put("server.loaders_dir", c.Server.LoadersDir)
+	f.put("server.agents_dir", c.Server.AgentsDir)
 
 	f.subnet("network", "network.dhcp.pool", c.Network.Subnet)
 	f.put("network.ntp", c.Network.NTP)

@@ -150,6 +150,7 @@ func TestFaults(t *testing.T) {
 		{"  tftp_port: 69", "  tftp_port: 67", "@[dhcp_port]server.dhcp_port: 67 is also tftp_port"},
 		{"  data_dir: /var/lib/rackstrap", `  data_dir: ""`, "@: server.data_dir: is empty"},
 		{"  loaders_dir: /srv/loaders", `  loaders_dir: "/srv\n"`, `@: server.loaders_dir: "/srv\n" is not a path`},
+		{"  loaders_dir: /srv/loaders", `  agents_dir: "/srv\n"`, `@: server.agents_dir: "/srv\n" is not a path`},
 		// Networks
 		{"  subnet: 10.10.10.0/24\n", "", "@[network:]network.subnet: is missing: the IPv4 network, such as 10.10.10.0/24"},
 		{"  subnet: 10.10.10.0/24", "  subnet: 10.10.10.1/24", "@: network.subnet: 10.10.10.1/24 is an address in the network 10.10.10.0/24: write 10.10.10.0/24"},

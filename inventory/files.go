@@ -27,6 +27,9 @@ func (c *Config) CheckFiles() error {
 	if c.Server.LoadersDir != "" {
 		k.readable("server.loaders_dir", c.Server.LoadersDir, true)
 	}
+	if c.Server.AgentsDir != "" {
+		k.readable("server.agents_dir", c.Server.AgentsDir, true)
+	}
 	if c.Install.SecureBootDir != "" {
 		k.readable("install.secure_boot_dir", c.Install.SecureBootDir, true)
 	}

@@ -34,6 +34,7 @@ type Server struct {
 	DHCPPort   int    // 67 everywhere but in tests
 	DataDir    string // state, sockets, CA
 	LoadersDir string // boot loaders in place of, or in addition to, the embedded ones; "" for none
+	AgentsDir  string // programs for nodes of other architectures: linux-amd64, linux-arm64; "" for none
 }
 
 // DHCPMode says how DHCP is served.

@@ -195,6 +195,7 @@ func (c *Config) anchor(dir string) {
 	}
 	absolute(&c.Server.DataDir)
 	absolute(&c.Server.LoadersDir)
+	absolute(&c.Server.AgentsDir)
 	for i := range c.Media {
 		absolute(&c.Media[i].ISO)
 		absolute(&c.Media[i].Dir)

@@ -22,6 +22,7 @@ type rawServer struct {
 	DHCPPort   int    `mapstructure:"dhcp_port"`
 	DataDir    string `mapstructure:"data_dir"`
 	LoadersDir string `mapstructure:"loaders_dir"`
+	AgentsDir  string `mapstructure:"agents_dir"`
 }
 
 type rawNetwork struct {

@@ -49,6 +49,7 @@ func (t *typer) server(raw rawServer) Server {
 		DHCPPort:   t.port("server.dhcp_port", raw.DHCPPort),
 		DataDir:    t.path("server.data_dir", raw.DataDir),
 		LoadersDir: t.path("server.loaders_dir", raw.LoadersDir),
+		AgentsDir:  t.path("server.agents_dir", raw.AgentsDir),
 	}
 }
 

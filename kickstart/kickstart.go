@@ -35,6 +35,14 @@ type Callback struct {
 	CA      string // PEM of the certificate that the node plane is checked with
 	Secret  string // token of this attempt; never in an error of this package
 	Attempt int
+	Agents  []Agent // the node's program, one for each architecture; none: no agent is installed
+}
+
+// Agent is the program that makes a node of an installed machine of one architecture.
+type Agent struct {
+	Arch   string // as `uname -m` says it: x86_64, aarch64
+	URL    string // on the boot plane
+	SHA256 string // lower-case hex
 }
 
 func (c Callback) complete() bool { return c.URL != "" && c.CA != "" && c.Secret != "" }

@@ -5,9 +5,11 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
 	"encoding/pem"
 	"flag"
+	"fmt"
 	"math/big"
 	"os"
 	"os/exec"
@@ -29,6 +31,11 @@ const (
 	testSecret = "2b7e151628aed2a6abf7158809cf4f3c"
 	testHash   = "$6$saltsalt$Jm0nAbC.dEfGhIjKlMnOpQrStUvWxYz0123456789/abcdefghijklm"
 )
+
+// testAgent is what curl fetches in the sandbox.
+const testAgent = "the agent\n"
+
+var testAgentSum = fmt.Sprintf("%x", sha256.Sum256([]byte(testAgent)))
 
 // testCA is no certificate, only its envelope: the kickstart passes it on.
 var testCA = string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("not a certificate, but what stands in its place here")}))
@@ -55,7 +62,8 @@ func input(profile, machine string) Input {
 	}
 	return Input{
 		Config: c, Machine: *m, Medium: "http://10.10.10.1:8080/media/" + profile, Options: DefaultOptions(),
-		Callback: Callback{URL: "https://10.10.10.1:8443", CA: testCA, Secret: testSecret, Attempt: 3},
+		Callback: Callback{URL: "https://10.10.10.1:8443", CA: testCA, Secret: testSecret, Attempt: 3, Agents: []Agent{
+			{"x86_64", "http://10.10.10.1:8080/agent/linux-amd64", testAgentSum}, {"aarch64", "http://10.10.10.1:8080/agent/linux-arm64", testAgentSum}}},
 	}
 }
 
@@ -161,6 +169,8 @@ func TestRefused(t *testing.T) {
 		"repo":               {func(in *Input) { in.Machine.Install.Repos = map[string]inventory.Repo{"x": {URL: "y"}} }, "repos.x: is not a URL"},
 		"plain node plane":   {func(in *Input) { in.Callback.URL = "http://10.10.10.1:8443" }, "not one of HTTPS"},
 		"CA":                 {func(in *Input) { in.Callback.CA = "trust me" }, "CA is not one certificate"},
+		"agent's sum":        {func(in *Input) { in.Callback.Agents[0].SHA256 = "" }, `agent of "x86_64" has no SHA-256 sum`},
+		"agent's URL":        {func(in *Input) { in.Callback.Agents[0].URL = "file:///x" }, "agent of x86_64: is not a URL"},
 		"script":             {func(in *Input) { in.Options.PostScripts = []Script{{"x", "echo"}} }, "post_scripts[0] has no interpreter"},
 		"script from DOS":    {func(in *Input) { in.Options.PostScripts = []Script{{"x", "#!/bin/sh\r\n"}} }, "line 1 holds a control character"},
 		"key with a newline": {func(in *Input) { in.Machine.Install.SSHAuthorizedKeys = []string{"ssh-rsa A\nssh-rsa B"} }, "control character"},

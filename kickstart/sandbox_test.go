@@ -33,16 +33,18 @@ var standIns = map[string]string{
 	"udevadm":   `for a; do case $a in --name=/dev/*) cat "/udev/${a#--name=/dev/}" ;; esac; done`,
 	"sleep":     `echo "sleep $*" >>/calls`,
 	"curl": `echo "curl $*" >>/calls
+refuse=/refuse
 while [ $# -gt 0 ]; do
   case $1 in
   --config) stat -c '%a %u' "$2" >/curl.mode; cp "$2" /curl.conf; shift ;;
   --cacert) cp "$2" /curl.ca; shift ;;
   --data-binary) cp "${2#@}" /curl.body; shift ;;
+  --output) [ "$2" = /dev/null ] || { cp /agent "$2"; refuse=/refuse.agent; }; shift ;;
   esac
   shift
 done
-n=$(cat /refuse 2>/dev/null || echo 0)
-[ "$n" -eq 0 ] || { echo $((n - 1)) >/refuse; exit 22; }`,
+n=$(cat $refuse 2>/dev/null || echo 0)
+[ "$n" -eq 0 ] || { echo $((n - 1)) >$refuse; exit 22; }`,
 }
 
 func newSandbox(t *testing.T) *sandbox {
@@ -50,7 +52,7 @@ func newSandbox(t *testing.T) *sandbox {
 	testenv.NeedRoot(t)
 	testenv.NeedTool(t, "unshare", "chroot", "bash", "sed", "mount")
 	s := &sandbox{t, t.TempDir()}
-	for _, dir := range []string{"usr", "tmp", "dev", "proc", "root", "stand-ins", "udev", "etc/yum.repos.d", "lib/modules/3.10.0-1160.el7.x86_64"} {
+	for _, dir := range []string{"usr", "local", "tmp", "dev", "proc", "root", "stand-ins", "udev", "etc/yum.repos.d", "lib/modules/3.10.0-1160.el7.x86_64"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(s.root, dir), 0o755))
 	}
 	for _, link := range []string{"bin", "sbin", "lib64"} {
@@ -66,6 +68,7 @@ func newSandbox(t *testing.T) *sandbox {
 	s.write("etc/yum.repos.d/own.repo", "[own]\n")
 	s.write("lib/modules/3.10.0-1160.el7.x86_64/kernel/nf_conntrack_ipv4.ko.xz", "")
 	s.write("dev/null", "")
+	s.write("agent", testAgent)
 	for name, text := range standIns {
 		s.write("stand-ins/"+name, "#!/bin/bash\n"+text+"\n")
 		require.NoError(t, os.Chmod(filepath.Join(s.root, "stand-ins", name), 0o755))
@@ -101,6 +104,7 @@ func (s *sandbox) run(script string) (output string, status int) {
 	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation=private", "bash", "-euc", `
 mount --bind /usr "$1/usr"
 mount -o remount,bind,ro "$1/usr"
+mount --bind "$1/local" "$1/usr/local"
 mount --bind /dev/null "$1/dev/null"
 mount -t proc none "$1/proc"
 exec chroot "$1" /usr/bin/env -i PATH=/stand-ins:/usr/bin:/usr/sbin HOME=/root LC_ALL=C.UTF-8 /bin/bash /script`, "sandbox", s.root)

@@ -100,7 +100,7 @@ func TestPostFailsOnAMissingPackage(t *testing.T) {
 	require.NotZero(t, status)
 	require.Contains(t, out, "package kubeadm-1.28.2 is not installed")
 	require.Contains(t, out, `rackstrap: failed at: rpm --query "$package" (status 1)`)
-	require.NotContains(t, s.read("calls"), "curl", "what failed is not reported as installed")
+	require.NotContains(t, s.read("calls"), "--data-binary", "what failed is not reported as installed")
 }
 
 func TestReport(t *testing.T) {
@@ -114,7 +114,7 @@ func TestReport(t *testing.T) {
 	require.Equal(t, testCA, s.read("curl.ca"))
 	require.Contains(t, s.read("curl.conf"), "url = \"https://10.10.10.1:8443/api/v1/nodes/knode1/events\"\n")
 	require.Contains(t, s.read("curl.conf"), `header = "Authorization: Bearer `+testSecret+`"`)
-	require.Equal(t, 4, strings.Count(s.read("calls"), "curl --silent"), "refused three times, then taken")
+	require.Equal(t, 4, strings.Count(s.read("calls"), "--data-binary"), "refused three times, then taken")
 	require.NotContains(t, s.read("calls")+out, testSecret, "neither a command line nor the log may hold the token")
 	left, err := filepath.Glob(filepath.Join(s.root, "tmp/rackstrap.*"))
 	require.NoError(t, err)
@@ -213,7 +213,7 @@ func TestPreChoosesTheDisk(t *testing.T) {
 				require.True(t, s.exists("tmp/rackstrap-reported"))
 				_, status = s.run(script(t, r, in, "%onerror"))
 				require.Zero(t, status)
-				require.Equal(t, 1, strings.Count(s.read("calls"), "curl --silent"), "told once")
+				require.Equal(t, 1, strings.Count(s.read("calls"), "--data-binary"), "told once")
 				return
 			}
 			require.Zero(t, status, out)

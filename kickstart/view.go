@@ -54,6 +54,9 @@ type view struct {
 
 	PostScripts []Script
 	Callback    *Callback // nil: report nothing
+	Server      string    // URL of the node plane, without a slash at its end
+	Role        string
+	Agents      []Agent // none without Callback
 }
 
 type repo struct {
@@ -268,6 +271,8 @@ func (v *view) mirrors(configured map[string][]string) error {
 
 var tokenShape = regexp.MustCompile(`^[A-Za-z0-9._~+/=-]{1,512}$`) // RFC 6750, section 2.1
 
+var sha256Sum = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
 func (v *view) callback(in Input) error {
 	cb := in.Callback
 	if !cb.complete() {
@@ -284,7 +289,16 @@ func (v *view) callback(in Input) error {
 		return errors.New("the appliance's CA is not one certificate in PEM")
 	}
 	cb.CA = string(pem.EncodeToMemory(&pem.Block{Type: certificate.Type, Bytes: certificate.Bytes}))
-	cb.URL = strings.TrimSuffix(cb.URL, "/") + "/api/v1/nodes/" + url.PathEscape(v.Name) + "/events"
+	for _, a := range cb.Agents {
+		if err := httpURL(a.URL); err != nil {
+			return fmt.Errorf("agent of %s: %w", a.Arch, err)
+		}
+		if !sha256Sum.MatchString(a.SHA256) || !plainName.MatchString(a.Arch) {
+			return fmt.Errorf("agent of %q has no SHA-256 sum or no architecture", a.Arch)
+		}
+	}
+	v.Server, v.Role, v.Agents = strings.TrimSuffix(cb.URL, "/"), string(in.Machine.Role), cb.Agents
+	cb.URL = v.Server + "/api/v1/nodes/" + url.PathEscape(v.Name) + "/events"
 	v.Callback = &cb
 	return nil
 }

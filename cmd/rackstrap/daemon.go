@@ -118,8 +118,16 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 	if err != nil {
 		return err
 	}
-	answers := &kickstarts{rack: d.rack, renderer: renderer, ca: string(authority.PEM())}
-	web, err := httpboot.Listen(httpboot.Options{Rack: d.rack, Plan: d.plan, Kickstart: answers, Log: d.log, Now: time.Now, Metrics: metrics, Gatherer: metrics,
+	agents, err := httpboot.OpenAgents(cfg.Server.AgentsDir)
+	if err != nil {
+		return err
+	}
+	d.closers = append(d.closers, agents)
+	for _, arch := range agents.Dynamic() {
+		d.log.Warn("this agent is not a static program: it may not start on a node; build with `make`", "arch", arch)
+	}
+	answers := &kickstarts{rack: d.rack, renderer: renderer, ca: string(authority.PEM()), agents: agents}
+	web, err := httpboot.Listen(httpboot.Options{Rack: d.rack, Plan: d.plan, Kickstart: answers, Agents: agents, Log: d.log, Now: time.Now, Metrics: metrics, Gatherer: metrics,
 		Interface: cfg.Server.Interface, Address: cfg.Server.Address, Port: cfg.Server.HTTPPort})
 	if err != nil {
 		return err

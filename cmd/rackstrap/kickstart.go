@@ -6,10 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"runtime"
 	"strconv"
+	"strings"
 
 	"rackstrap/assets"
 	"rackstrap/bootplan"
+	"rackstrap/httpboot"
 	"rackstrap/inventory"
 	"rackstrap/kickstart"
 	"rackstrap/lifecycle"
@@ -20,12 +23,25 @@ type kickstarts struct {
 	rack     *lifecycle.Rack
 	renderer *kickstart.Renderer
 	ca       string // PEM
+	agents   *httpboot.Agents
 }
 
 // Render implements httpboot.Kickstart.
 func (k *kickstarts) Render(_ context.Context, m inventory.Machine, rec lifecycle.Record, secret string) ([]byte, error) {
 	cfg := k.rack.Config()
-	return renderKickstart(k.renderer, cfg, m, kickstart.Callback{URL: nodeURL(cfg.Server), CA: k.ca, Secret: secret, Attempt: rec.Attempt})
+	return renderKickstart(k.renderer, cfg, m, kickstart.Callback{URL: nodeURL(cfg.Server), CA: k.ca, Secret: secret, Attempt: rec.Attempt,
+		Agents: agents(cfg.Server, k.agents.Architectures(), k.agents.SHA256)})
+}
+
+// kernelArchs are the names that the kernel has for architectures.
+var kernelArchs = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
+
+// agents are the programs that nodes fetch, by architecture.
+func agents(s inventory.Server, archs []string, sum func(arch string) string) (list []kickstart.Agent) {
+	for _, arch := range archs {
+		list = append(list, kickstart.Agent{Arch: kernelArchs[arch], URL: bootplan.AgentURL(s, arch), SHA256: sum(arch)})
+	}
+	return list
 }
 
 func renderKickstart(r *kickstart.Renderer, cfg *inventory.Config, m inventory.Machine, back kickstart.Callback) ([]byte, error) {
@@ -46,7 +62,8 @@ func nodeURL(s inventory.Server) string {
 // checked too; its secret is none.
 func sampleCallback(s inventory.Server) kickstart.Callback {
 	ca := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: []byte("made by the appliance at its first start")})
-	return kickstart.Callback{URL: nodeURL(s), CA: string(ca), Secret: "one-token-for-each-attempt", Attempt: 1}
+	return kickstart.Callback{URL: nodeURL(s), CA: string(ca), Secret: "one-token-for-each-attempt", Attempt: 1,
+		Agents: agents(s, []string{runtime.GOARCH}, func(string) string { return strings.Repeat("0", 64) })}
 }
 
 // renderSample is the kickstart that a machine would get. A free slot stands for hardware that is not known

@@ -17,6 +17,7 @@ func (k *checker) all() {
 	subnets := k.subnets()
 	k.overlaps(subnets)
 	k.media()
+	k.repos()
 	k.machines(subnets)
 	k.controlPlanes()
 	k.logins()

@@ -68,10 +68,12 @@ func TestReferenceExamplesAreValid(t *testing.T) {
 	require.Equal(t, 69, c.Server.TFTPPort)
 	require.Len(t, c.Network.Relayed, 1)
 	require.Equal(t, []string{"console=ttyS0,115200n8"}, c.Install.KernelArgs)
+	require.Equal(t, Repo{Dir: "/srv/repos/local", Via: ViaAppliance}, c.Install.Repos["local"])
 
 	d := Default()
 	require.Equal(t, d.Server.DHCPPort, c.Server.DHCPPort)
 	require.Equal(t, d.Network.DHCP.ProbeInterval, c.Network.DHCP.ProbeInterval)
+	require.Equal(t, d.Server.CacheSize, c.Server.CacheSize)
 	require.Equal(t, d.Install.Attempts, c.Install.Attempts)
 	require.Equal(t, d.Install.LocalBoot, c.Install.LocalBoot)
 	require.Equal(t, d.Install.SecureBoot, c.Install.SecureBoot)
@@ -84,7 +86,9 @@ func TestTypedValues(t *testing.T) {
 	require.Equal(t, 12*time.Hour, c.Network.DHCP.LeaseTime)
 	require.Equal(t, "10.10.20.0/24", c.Network.Relayed[0].Prefix.String())
 	require.True(t, c.Network.Pool.Contains(netip.MustParseAddr("10.10.10.250")))
-	require.Equal(t, map[string]Repo{"base": {"http://mirror.lab/os/"}, "docker-ce": {"http://mirror.lab/docker/"}}, c.Install.Repos)
+	require.Equal(t, map[string]Repo{"base": {URL: "http://mirror.lab/os/", Via: ViaDirect}, "docker-ce": {URL: "http://mirror.lab/docker/", Via: ViaAppliance},
+		"local": {Dir: "/srv/local", Via: ViaAppliance}}, c.Install.Repos)
+	require.EqualValues(t, 30<<30, c.Server.CacheSize)
 	knode2 := c.Machines[2]
 	require.Equal(t, RoleWorker, knode2.Role, "the default")
 	require.Equal(t, MAC{0x52, 0x54, 0, 0, 0, 0x82}, knode2.MAC)
@@ -98,7 +102,7 @@ func TestTypedValues(t *testing.T) {
 func TestDefaults(t *testing.T) {
 	c, err := parse("server: {interface: eth1}\nnetwork: {subnet: 10.0.0.0/24}\nmachines: [{name: m, ip: 10.0.0.2, role: control-plane}]\n")
 	require.NoError(t, err)
-	require.Equal(t, Server{Interface: "eth1", HTTPPort: 8080, HTTPSPort: 8443, TFTPPort: 69, DHCPPort: 67, DataDir: "/var/lib/rackstrap"}, c.Server)
+	require.Equal(t, Server{Interface: "eth1", HTTPPort: 8080, HTTPSPort: 8443, TFTPPort: 69, DHCPPort: 67, DataDir: "/var/lib/rackstrap", CacheSize: 20 << 30}, c.Server)
 	require.Equal(t, DHCP{Mode: DHCPServer, LeaseTime: 12 * time.Hour, Unknown: UnknownDiscover, ProbeInterval: 5 * time.Minute}, c.Network.DHCP)
 	require.Equal(t, Install{Profile: "centos-7.9", Timezone: "UTC", Attempts: 3, LocalBoot: LocalAuto}, c.Install)
 	require.Equal(t, Default().Cluster, c.Cluster)
@@ -130,7 +134,8 @@ func TestMachineOverridesAnyInstallKey(t *testing.T) {
 		Profile: "p", Medium: "centos-7.9", Disk: "nvme0n1", Timezone: "Europe/Berlin", RootPasswordHash: "$6$other$abcdefgh",
 		SSHAuthorizedKeys: []string{}, KernelArgs: []string{"nomodeset"}, Attempts: 9, SecureBoot: true,
 		SecureBootDir: "/srv/other", LocalBoot: LocalExit,
-		Repos: map[string]Repo{"base": {"http://own.lab/"}, "docker-ce": {"http://mirror.lab/docker/"}, "k8s.io": {"http://own.lab/k8s"}},
+		Repos: map[string]Repo{"base": {URL: "http://own.lab/", Via: ViaDirect}, "docker-ce": c.Install.Repos["docker-ce"], "local": c.Install.Repos["local"],
+			"k8s.io": {URL: "http://own.lab/k8s", Via: ViaDirect}},
 	}, got)
 	require.Equal(t, "http://mirror.lab/os/", c.Install.Repos["base"].URL, "the section stays as it is")
 }
@@ -231,7 +236,7 @@ func TestLoadAndFind(t *testing.T) {
 
 	require.NoError(t, os.WriteFile(path, []byte(edit(t, good, "cni: flannel", "cni: x")), 0o600))
 	_, err = Load(path, nil)
-	require.ErrorContains(t, err, path+":56: cluster.cni")
+	require.ErrorContains(t, err, path+":60: cluster.cni")
 }
 
 func TestCheckFiles(t *testing.T) {
@@ -240,14 +245,16 @@ func TestCheckFiles(t *testing.T) {
 	require.NoError(t, os.MkdirAll(dir+"/loaders", 0o755))
 	text := edit(t, good, "/srv/iso/c7.iso", iso)
 	text = edit(t, text, "/srv/loaders", dir+"/loaders")
+	text = edit(t, text, "/srv/repos", dir+"/loaders")
+	text = edit(t, text, "    local: {dir: /srv/local}\n", "\n")
 	text = edit(t, text, "/srv/shim", dir+"/loaders")
 	c, err := parse(text + "    secure_boot_dir: " + iso + "\n")
 	require.NoError(t, err)
-	require.EqualError(t, c.CheckFiles(), `rackstrap.yaml:29: media[0] "centos-7.9": iso `+iso+`: no such file or directory
-rackstrap.yaml:72: machines[2] "knode2": secure_boot_dir `+iso+`: no such file or directory`)
+	require.EqualError(t, c.CheckFiles(), `rackstrap.yaml:31: media[0] "centos-7.9": iso `+iso+`: no such file or directory
+rackstrap.yaml:76: machines[2] "knode2": secure_boot_dir `+iso+`: no such file or directory`)
 	require.NoError(t, os.WriteFile(iso, nil, 0o600))
-	require.EqualError(t, c.CheckFiles(), `rackstrap.yaml:29: media[0] "centos-7.9": iso `+iso+`: is empty
-rackstrap.yaml:72: machines[2] "knode2": secure_boot_dir `+iso+`: is not a directory`)
+	require.EqualError(t, c.CheckFiles(), `rackstrap.yaml:31: media[0] "centos-7.9": iso `+iso+`: is empty
+rackstrap.yaml:76: machines[2] "knode2": secure_boot_dir `+iso+`: is not a directory`)
 	require.NoError(t, os.WriteFile(iso, []byte("x"), 0o600))
 	c, err = parse(text)
 	require.NoError(t, err)
@@ -280,8 +287,8 @@ func TestResolve(t *testing.T) {
 		{"configured", good, prefixes("10.10.10.5/24", "10.10.10.1/24"), "10.10.10.1", ""},
 		{"configured, absent", good, prefixes("10.10.10.5/24"), "", "rackstrap.yaml:3: server.address: 10.10.10.1 is not on eth1, which has 10.10.10.5/24"},
 		{"other network", open, prefixes("192.168.0.1/24"), "", "rackstrap.yaml:2: server.interface: eth1 has 192.168.0.1/24, none of which is in network.subnet 10.10.10.0/24"},
-		{"a machine's", open, prefixes("10.10.10.81/24"), "", `rackstrap.yaml:64: machines[1] "knode1": ip 10.10.10.81 is the server's own`},
-		{"in the pool", open, prefixes("10.10.10.222/24"), "", "rackstrap.yaml:17: network.dhcp.pool: 10.10.10.200-10.10.10.250 holds the server's own address 10.10.10.222"},
+		{"a machine's", open, prefixes("10.10.10.81/24"), "", `rackstrap.yaml:68: machines[1] "knode1": ip 10.10.10.81 is the server's own`},
+		{"in the pool", open, prefixes("10.10.10.222/24"), "", "rackstrap.yaml:19: network.dhcp.pool: 10.10.10.200-10.10.10.250 holds the server's own address 10.10.10.222"},
 		{"none", open, prefixes("fe80::1/64"), "", "rackstrap.yaml:2: server.interface: eth1 has no IPv4 address: give it one in 10.10.10.0/24; the interfaces of this host: "},
 		{"no such interface", open, func(string) ([]netip.Prefix, error) { return nil, errors.New("no such device") }, "", "rackstrap.yaml:2: server.interface: there is no eth1 on this host (no such device); there are: "},
 	} {

@@ -132,6 +132,8 @@ func flatten(c *Config) *flat {
 	f.put("server.data_dir", c.Server.DataDir)
 	f.put("server.loaders_dir", c.Server.LoadersDir)
 	f.put("server.agents_dir", c.Server.AgentsDir)
+	f.put("server.repo_dir", c.Server.RepoDir)
+	f.put("server.cache_size", c.Server.CacheSize)
 
 	f.subnet("network", "network.dhcp.pool", c.Network.Subnet)
 	f.put("network.ntp", c.Network.NTP)
@@ -203,13 +205,25 @@ func (f *flat) install(at string, in Install) {
 	f.set(at+".root_password_hash", hash)
 	f.put(at+".ssh_authorized_keys", in.SSHAuthorizedKeys)
 	for _, name := range slices.Sorted(maps.Keys(in.Repos)) {
-		f.set(at+".repos."+name, urlValue(in.Repos[name].URL))
+		f.set(at+".repos."+name, repoValue(in.Repos[name]))
 	}
 	f.put(at+".kernel_args", in.KernelArgs)
 	f.put(at+".attempts", in.Attempts)
 	f.put(at+".secure_boot", in.SecureBoot)
 	f.put(at+".secure_boot_dir", in.SecureBootDir)
 	f.put(at+".local_boot", in.LocalBoot)
+}
+
+// repoValue is where a repository comes from, and by which way.
+func repoValue(r Repo) value {
+	v := urlValue(r.URL)
+	switch {
+	case r.Dir != "":
+		v.text = r.Dir
+	case r.Via == ViaAppliance:
+		v.text += " via the appliance"
+	}
+	return v
 }
 
 // urlValue hides a password in a URL.

@@ -19,6 +19,8 @@ const good = `server:
   dhcp_port: 67
   data_dir: /var/lib/rackstrap
   loaders_dir: /srv/loaders
+  repo_dir: /srv/repos
+  cache_size: 30GiB
 network:
   subnet: 10.10.10.0/24
   gateway: 10.10.10.121
@@ -53,6 +55,8 @@ install:
     base: http://mirror.lab/os/
     docker-ce:
       url: http://mirror.lab/docker/
+      via: appliance
+    local: {dir: /srv/local}
   kernel_args: [console=ttyS0]
   attempts: 3
   secure_boot: false
@@ -120,7 +124,7 @@ func TestFaults(t *testing.T) {
 		{"    role: worker", "    rol: worker", `@: machines[1] "knode1": rol is not a key that rackstrap knows; did you mean role?`},
 		{"    role: worker", "    zzz: worker", `@: machines[1] "knode1": zzz is not a key that rackstrap knows`},
 		{"  tftp_port: 69", "  http_port: 69", "@: server.http_port: is there twice, first in line 4"},
-		{"    role: worker", "    ip: 10.10.10.99", `@: machines[1] "knode1": ip is there twice, first in line 65`},
+		{"    role: worker", "    ip: 10.10.10.99", `@: machines[1] "knode1": ip is there twice, first in line 69`},
 		{"  http_port: 8080", "  http_port: eighty", "@: server.http_port: must be a number"},
 		{"  http_port: 8080", "  http_port: [80]", "@: server.http_port: must be a number"},
 		{"  secure_boot: false", "  secure_boot: maybe", "@: install.secure_boot: must be true or false"},
@@ -130,7 +134,7 @@ func TestFaults(t *testing.T) {
 		{"    mode: server", "    mode: &a server", "@: network.dhcp.mode: uses a YAML anchor, which is not supported: write the value out"},
 		{"  domain: lab.example", "  ? [a]\n  : b", "@: network: a key must be a plain word"},
 		{"  repos:\n    base: http://mirror.lab/os/\n", "  repos:\n    Base: http://mirror.lab/os/\n", "@[Base]install.repos.Base: is not a name for a repository: lower-case letters, digits, dots, hyphens and underscores"},
-		{"      url: http://mirror.lab/docker/", "      link: http://mirror.lab/docker/", "@[docker-ce:]install.repos.docker-ce.url: is missing\n@: install.repos.docker-ce.link: is not a key that rackstrap knows"},
+		{"      url: http://mirror.lab/docker/\n      via: appliance\n", "      link: http://mirror.lab/docker/\n", "@[docker-ce:]install.repos.docker-ce.url: is missing: or a dir\n@: install.repos.docker-ce.link: is not a key that rackstrap knows"},
 		{good, "", "rackstrap.yaml: the file is empty; `rackstrap init` writes one to start from"},
 		{good, "- a\n", "@: the file must hold sections (server, network, …)"},
 		{good, "a: b\n---\nc: d\n", "rackstrap.yaml:2: the file holds a second document; only one is read"},
@@ -194,6 +198,16 @@ func TestFaults(t *testing.T) {
 		{hash, `"$6$salt$topsecret\n"`, "@: install.root_password_hash: is not a crypt(3) hash: `openssl passwd -6` makes one (the value is not shown)"},
 		{hash, `[topsecret]`, "@: install.root_password_hash: must be a text"},
 		{"[ssh-ed25519 AAAAC3Nz me@lab]", `["ssh-ed25519 AAAAC3Nz me@lab", "ssh-ed25519 AAAAC3Nz a\nb"]`, "@: install.ssh_authorized_keys[1]: is not a public key in one line: `ssh-ed25519 AAAA… comment`"},
+		{"    local: {dir: /srv/local}", "    local: {dir: /srv/local, via: direct}", "@: install.repos.local: is a directory of the appliance's host: machines reach it via: appliance only"},
+		{"    local: {dir: /srv/local}", "    local: {dir: /srv/local, url: http://x/}", "@: install.repos.local: needs one of url and dir, not both"},
+		{"    local: {dir: /srv/local}", "    local: {via: direct}", "@: install.repos.local: has no URL"},
+		{"    local: {dir: /srv/local}", "    local: {dir: \"a\\u0001b\"}", `@: install.repos.local.dir: "a\x01b" is not a path`},
+		{"      via: appliance", "      via: pigeon", `@: install.repos.docker-ce.via: "pigeon" is not one of appliance, direct`},
+		{"  cache_size: 30GiB", "  cache_size: 30GB", `@: server.cache_size: "30GB" is not a size with its unit: 512MiB, 20GiB, 2TiB`},
+		{"  cache_size: 30GiB", "  cache_size: 10", `@: server.cache_size: "10" is not a size with its unit: 512MiB, 20GiB, 2TiB`},
+		{"  cache_size: 30GiB", "  cache_size: 99999999999TiB", `@: server.cache_size: "99999999999TiB" is not a size with its unit: 512MiB, 20GiB, 2TiB`},
+		{"  cache_size: 30GiB", "  cache_size: 512MiB", "@: server.cache_size: 512MiB is too little: at least 1024MiB"},
+		{"    local_boot: exit", "    repos: {docker-ce: {url: http://other/, via: appliance}}", `@: machines[2] "knode2": repos.docker-ce is another repository than the one which the appliance serves under this name: give it a name of its own`},
 		{"    base: http://mirror.lab/os/", "    base: ftp://mirror.lab/os/", "@: install.repos.base: is not a URL: http://host/path or https://host/path"},
 		{"    base: http://mirror.lab/os/", "    base: http:///os/", "@: install.repos.base: is not a URL: http://host/path or https://host/path"},
 		{"[console=ttyS0]", `["a b"]`, `@: install.kernel_args[0]: "a b" must be one argument, without blanks, quotes and what a boot loader's script would interpret`},
@@ -279,11 +293,11 @@ func TestAllFaultsAtOnce(t *testing.T) {
 	}
 	_, err := parse(text)
 	require.Equal(t, `rackstrap.yaml:4: server.http_port: must be a number
-rackstrap.yaml:12: network.gateway: 10.10.11.1 is outside of the network 10.10.10.0/24
-rackstrap.yaml:17: network.dhcp.mod: is not a key that rackstrap knows; did you mean mode?
-rackstrap.yaml:56: cluster.cni: "weave" is not one of flannel, calico, none
-rackstrap.yaml:63: machines[1] "KNODE1": name must be in lower case for Kubernetes: "knode1"
-rackstrap.yaml:69: machines[2] "knode2": ip 10.10.10.81 is also KNODE1's`, err.Error())
+rackstrap.yaml:14: network.gateway: 10.10.11.1 is outside of the network 10.10.10.0/24
+rackstrap.yaml:19: network.dhcp.mod: is not a key that rackstrap knows; did you mean mode?
+rackstrap.yaml:60: cluster.cni: "weave" is not one of flannel, calico, none
+rackstrap.yaml:67: machines[1] "KNODE1": name must be in lower case for Kubernetes: "knode1"
+rackstrap.yaml:73: machines[2] "knode2": ip 10.10.10.81 is also KNODE1's`, err.Error())
 }
 
 func TestWarnings(t *testing.T) {

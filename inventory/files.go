@@ -30,12 +30,17 @@ func (c *Config) CheckFiles() error {
 	if c.Server.AgentsDir != "" {
 		k.readable("server.agents_dir", c.Server.AgentsDir, true)
 	}
+	if c.Server.RepoDir != "" {
+		k.readable("server.repo_dir", c.Server.RepoDir, true)
+	}
+	k.repoDirs("install", c.Install.Repos, nil)
 	if c.Install.SecureBootDir != "" {
 		k.readable("install.secure_boot_dir", c.Install.SecureBootDir, true)
 	}
 	for i, m := range c.Machines {
+		k.names[entry("machines", i)] = m.Name
+		k.repoDirs(entry("machines", i), m.Install.Repos, c.Install.Repos)
 		if dir := m.Install.SecureBootDir; dir != "" && dir != c.Install.SecureBootDir {
-			k.names[entry("machines", i)] = m.Name
 			k.readable(entry("machines", i)+".secure_boot_dir", dir, true)
 		}
 	}

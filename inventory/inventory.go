@@ -35,6 +35,8 @@ type Server struct {
 	DataDir    string // state, sockets, CA
 	LoadersDir string // boot loaders in place of, or in addition to, the embedded ones; "" for none
 	AgentsDir  string // programs for nodes of other architectures: linux-amd64, linux-arm64; "" for none
+	RepoDir    string // package repositories, each a directory by its name; "" for none
+	CacheSize  int64  // bytes that packages of repositories which are served via the appliance may take
 }
 
 // DHCPMode says how DHCP is served.
@@ -129,9 +131,6 @@ type Install struct {
 	SecureBootDir     string    // directory with shim and GRUB; "" for the medium's EFI/BOOT
 	LocalBoot         LocalBoot // how an installed machine is sent to its disk
 }
-
-// Repo is one package repository.
-type Repo struct{ URL string }
 
 // Role is what a machine becomes in the cluster.
 type Role string

@@ -117,7 +117,7 @@ func Parse(r io.Reader, name string, environ []string) (*Config, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := (&typer{col}).config(raw)
+	c := (&typer{collector: col}).config(raw)
 	c.Warnings = append(c.Warnings, warnings...)
 	c.origin = col.origin
 	(&checker{collector: col, c: c}).all()
@@ -196,12 +196,15 @@ func (c *Config) anchor(dir string) {
 	absolute(&c.Server.DataDir)
 	absolute(&c.Server.LoadersDir)
 	absolute(&c.Server.AgentsDir)
+	absolute(&c.Server.RepoDir)
 	for i := range c.Media {
 		absolute(&c.Media[i].ISO)
 		absolute(&c.Media[i].Dir)
 	}
 	absolute(&c.Install.SecureBootDir)
+	anchorRepos(c.Install.Repos, absolute)
 	for i := range c.Machines {
 		absolute(&c.Machines[i].Install.SecureBootDir)
+		anchorRepos(c.Machines[i].Install.Repos, absolute)
 	}
 }

@@ -23,6 +23,8 @@ type rawServer struct {
 	DataDir    string `mapstructure:"data_dir"`
 	LoadersDir string `mapstructure:"loaders_dir"`
 	AgentsDir  string `mapstructure:"agents_dir"`
+	RepoDir    string `mapstructure:"repo_dir"`
+	CacheSize  string `mapstructure:"cache_size"`
 }
 
 type rawNetwork struct {
@@ -76,6 +78,8 @@ type rawInstall struct {
 // rawRepo may also be written as its URL alone.
 type rawRepo struct {
 	URL string `mapstructure:"url"`
+	Dir string `mapstructure:"dir"`
+	Via string `mapstructure:"via"`
 }
 
 type rawCluster struct {
@@ -105,6 +109,7 @@ func defaults() map[string]any {
 		"server.tftp_port":               69,
 		"server.dhcp_port":               67,
 		"server.data_dir":                "/var/lib/rackstrap",
+		"server.cache_size":              "20GiB",
 		"network.dhcp.mode":              string(DHCPServer),
 		"network.dhcp.lease_time":        "12h",
 		"network.dhcp.unknown":           string(UnknownDiscover),

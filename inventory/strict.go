@@ -197,8 +197,8 @@ func (r *reader) repos(path string, node *yaml.Node) (any, bool) {
 			return map[string]any{"url": value.Value}, true
 		}
 		v := r.section(path, value, reflect.TypeFor[rawRepo]())
-		if v != nil && v["url"] == nil {
-			r.missing(path+".url", "is missing")
+		if v != nil && v["url"] == nil && v["dir"] == nil && v["via"] == nil {
+			r.missing(path+".url", "is missing: or a dir")
 			return nil, false
 		}
 		return v, v != nil

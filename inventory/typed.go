@@ -15,11 +15,16 @@ import (
 
 // typer makes typed values of the raw ones. What it cannot make it notes, and leaves zero; the checker then
 // passes over it.
-type typer struct{ *collector }
+type typer struct {
+	*collector
+	repoDir string // server.repo_dir
+}
 
 func (t *typer) config(raw rawConfig) *Config {
+	server := t.server(raw.Server)
+	t.repoDir = server.RepoDir
 	c := &Config{
-		Server:  t.server(raw.Server),
+		Server:  server,
 		Network: t.network(raw.Network),
 		Install: t.install("install", raw.Install, func(string) bool { return true }),
 		Cluster: t.cluster(raw.Cluster),
@@ -50,6 +55,8 @@ func (t *typer) server(raw rawServer) Server {
 		DataDir:    t.path("server.data_dir", raw.DataDir),
 		LoadersDir: t.path("server.loaders_dir", raw.LoadersDir),
 		AgentsDir:  t.path("server.agents_dir", raw.AgentsDir),
+		RepoDir:    t.path("server.repo_dir", raw.RepoDir),
+		CacheSize:  t.size("server.cache_size", raw.CacheSize, leastCache),
 	}
 }
 
@@ -175,13 +182,8 @@ func (t *typer) install(path string, raw rawInstall, own func(key string) bool) 
 		if in.Repos == nil {
 			in.Repos = map[string]Repo{}
 		}
-		in.Repos[name] = Repo(repo)
-		if key := "repos." + name; own(key) {
-			if repo.URL == "" {
-				t.fault(path+"."+key, "has no URL")
-			}
-			t.url(path+"."+key, repo.URL)
-		}
+		key := "repos." + name
+		in.Repos[name] = t.repo(path+"."+key, name, repo, own(key))
 	}
 	return in
 }

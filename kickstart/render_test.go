@@ -75,7 +75,7 @@ func fullInput(profile string) Input {
 	in.Machine.Install.RootPasswordHash = testHash
 	in.Machine.Install.SSHAuthorizedKeys = []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 it's me <me@example.org>"}
 	in.Machine.Install.Repos = map[string]inventory.Repo{
-		"kubernetes": {URL: "http://10.10.10.1:8080/repo/kubernetes/"},
+		"kubernetes": {URL: "https://upstream.example.org/$basearch/", Via: inventory.ViaAppliance},
 		"ours":       {URL: "https://rpm.example.org/ours/"},
 	}
 	in.Options = Options{

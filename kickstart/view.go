@@ -224,7 +224,7 @@ func (v *view) repositories(in Input, p *profile) error {
 		version := in.Config.Cluster.KubernetesVersion
 		out := repo{
 			Name: n, Title: cmp.Or(r.Title, n), Exclude: r.Exclude,
-			URL:    cmp.Or(configured[n].URL, expand(r.URL, version)),
+			URL:    cmp.Or(in.Config.Server.RepoURL(n, configured[n]), expand(r.URL, version)),
 			GPGKey: expand(r.GPGKey, version),
 		}
 		switch key := in.Options.RepoKeys[n]; key {

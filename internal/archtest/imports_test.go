@@ -28,7 +28,7 @@ var allowed = map[string][]string{
 	"firstboot":        {"inventory", "lifecycle", "firstboot/api"},
 	"firstboot/api":    {},
 	"firstboot/agent":  {"firstboot/api"},
-	"repo":             {"inventory"},
+	"repo":             {"inventory", "media"},
 	"lab/kube":         {},
 	"lab/installer":    {},
 	"operator":         {"inventory", "lifecycle", "bootplan"},

@@ -339,3 +339,14 @@ func BenchmarkRender(b *testing.B) {
 		})
 	}
 }
+
+// The API endpoint resolves to every control plane, the first one first: the cluster outlives that machine.
+func TestEndpointIsEveryControlPlane(t *testing.T) {
+	in := input("centos-7.9", "knode1")
+	for i := range in.Config.Machines {
+		in.Config.Machines[i].Role = inventory.RoleControlPlane
+	}
+	lines, err := hosts(in.Config)
+	require.NoError(t, err)
+	require.Equal(t, "10.10.10.80 kmaster k8s-api.lab\n10.10.10.81 knode1 k8s-api.lab\n10.10.10.82 knode2 k8s-api.lab\n", lines)
+}

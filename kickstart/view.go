@@ -142,8 +142,10 @@ func kubernetes(version string) []string {
 	return []string{"kubelet-" + version, "kubeadm-" + version, "kubectl-" + version}
 }
 
-// hosts lists all machines, with the name of the API endpoint at the first control plane: it must resolve
-// before there is anything that could serve it. This is not the template's work: there may be thousands.
+// hosts lists all machines, with the name of the API endpoint at every control plane, the first one first: it
+// must resolve before there is anything that could serve it, and go on resolving when that machine is lost. Kubelet,
+// kubeadm and kubectl are Go programs: net.Dialer goes through all addresses of a name, in the order of this file,
+// until one answers. This is not the template's work: there may be thousands of lines.
 func hosts(c *inventory.Config) (string, error) {
 	endpoint, _, _ := strings.Cut(c.Cluster.ControlPlaneEndpoint, ":")
 	if _, err := netip.ParseAddr(endpoint); err == nil {
@@ -159,7 +161,6 @@ func hosts(c *inventory.Config) (string, error) {
 			if !slices.Contains(names, endpoint) {
 				names = append(names, endpoint)
 			}
-			endpoint = ""
 		}
 		b.WriteString(m.IP.String())
 		for _, n := range names {

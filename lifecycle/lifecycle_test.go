@@ -78,7 +78,7 @@ func TestTransitions(t *testing.T) {
 	allowed := map[string]State{ // written out once more, on purpose
 		"discovered arm":      Armed,
 		"armed begin-install": Installing, "armed adopt": Installed,
-		"installing begin-install": Installing, "installing installed": Installed, "installing adopt": Installed,
+		"installing begin-install": Installing, "installing installed": Installed, "installing adopt": Installed, "installing call-home": Firstboot,
 		"installed installed": Installed, "installed call-home": Firstboot,
 		"firstboot call-home": Firstboot, "firstboot take-init-lock": Initialising, "firstboot must-wait": Waiting,
 		"waiting call-home": Waiting, "waiting take-init-lock": Initialising, "waiting must-wait": Waiting, "waiting begin-join": Joining,
@@ -86,7 +86,7 @@ func TestTransitions(t *testing.T) {
 		"joining call-home": Joining, "joining must-wait": Waiting, "joining begin-join": Joining, "joining joined": Joined,
 		"joined call-home": Joined, "joined joined": Joined, "joined ready": Ready,
 		"ready call-home": Ready, "ready joined": Ready, "ready ready": Ready,
-		"failed begin-install": Installing, "failed adopt": Installed,
+		"failed begin-install": Installing, "failed adopt": Installed, "failed joined": Joined, "failed ready": Ready,
 	}
 	for _, from := range states {
 		for _, trigger := range triggers {

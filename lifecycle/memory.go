@@ -18,6 +18,7 @@ const EventsPerMachine = 500
 type MemoryStore struct {
 	mu        sync.Mutex
 	seq       uint64
+	cluster   Cluster
 	records   map[string]Record
 	events    map[inventory.MAC][]Event
 	sightings map[inventory.MAC]Sighting
@@ -66,6 +67,26 @@ func (s *MemoryStore) Delete(_ context.Context, rec Record, events ...Event) err
 	delete(s.records, rec.Name)
 	s.append(events)
 	return nil
+}
+
+// Cluster implements Store.
+func (s *MemoryStore) Cluster(context.Context) (Cluster, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.cluster, nil
+}
+
+// CommitCluster implements Store.
+func (s *MemoryStore) CommitCluster(_ context.Context, c Cluster, events ...Event) (Cluster, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.cluster.Revision != c.Revision {
+		return c, ErrConflict
+	}
+	c.Revision++
+	s.cluster = c
+	s.append(events)
+	return c, nil
 }
 
 // Append implements Store.

@@ -35,9 +35,12 @@ type Rack struct {
 	change sync.RWMutex
 	// turns gives each machine's transitions an order, while those of different machines share an fsync.
 	turns turns
+	// clusterTurn gives the changes of the cluster's record an order.
+	clusterTurn sync.Mutex
 
 	mu        sync.RWMutex
 	config    *inventory.Config
+	cluster   Cluster
 	records   map[string]Record        // by machine name
 	names     map[inventory.MAC]string // MAC -> name: the list's, then those bound by approve or enrolment
 	sightings map[inventory.MAC]*sighting
@@ -82,6 +85,9 @@ func New(ctx context.Context, cfg *inventory.Config, o Options) (*Rack, error) {
 	}
 	for _, l := range leases {
 		r.indexLease(l)
+	}
+	if r.cluster, err = r.store.Cluster(ctx); err != nil {
+		return nil, fmt.Errorf("read cluster: %w", err)
 	}
 	if err := r.Reload(ctx, cfg); err != nil {
 		return nil, err
@@ -155,7 +161,8 @@ func (r *Rack) adopt(ctx context.Context, cfg *inventory.Config, m *inventory.Ma
 		next.Failure = &Failure{Phase: previous.State, Reason: fmt.Sprintf(
 			"this hardware was installed as %s: `rackstrap reinstall %s` installs it under its new name", previous.Name, m.Name)}
 	default:
-		next.State, next.Attempt, next.Tries, next.Since, next.Failure = Armed, next.Attempt+1, 0, r.now(), nil
+		next.Since = r.now()
+		next.arm(Armed)
 	}
 	return r.commit(ctx, next, r.transitionEvent(rec, next, "listed"))
 }
@@ -334,7 +341,7 @@ func (r *Rack) Machines() []Status {
 		st := Status{Name: m.Name, Machine: m, IP: m.IP, Role: m.Role, MAC: m.MAC, Limit: m.Install.Attempts}
 		if rec, ok := r.records[m.Name]; ok && (m.MAC == rec.MAC || m.MAC.IsZero() && rec.Enrolled) {
 			st.MAC, st.Record, st.State = rec.MAC, rec, rec.State
-			st.Record.SecretHash = ""
+			st.Record = st.Record.Public()
 		}
 		if st.MAC.IsZero() {
 			st.Reason = "a free slot"

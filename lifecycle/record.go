@@ -24,8 +24,47 @@ type Record struct {
 	Tries      int           `json:"tries"`                 // installations begun since the operator last armed it
 	SecretHash string        `json:"secret_hash,omitempty"` // hex SHA-256 of the attempt's install token
 	Since      time.Time     `json:"since"`                 // when State or Attempt last changed
+	Begun      time.Time     `json:"begun,omitzero"`        // power-on of the first installation since it was last armed
+	Node       Node          `json:"node,omitzero"`         // its way into the cluster
 	Failure    *Failure      `json:"failure,omitempty"`     // set while State is Failed
 	Revision   uint64        `json:"revision"`              // of the store; compare-and-swap
+}
+
+// Node is what has to be remembered of a machine's way into the cluster. Like everything in a Record it may be seen by
+// the operator, but for the hash.
+type Node struct {
+	CredentialHash string    `json:"credential_hash,omitempty"` // hex SHA-256 of what the install token was exchanged for
+	CredentialUsed bool      `json:"credential_used,omitempty"` // the machine has it: the install token is void
+	CPUs           int       `json:"cpus,omitempty"`            // as the machine told
+	MemoryMiB      int       `json:"memory_mib,omitempty"`      // as the machine told
+	Skew           Skew      `json:"skew,omitempty"`            // of its clock, when it called home
+	Work           string    `json:"work,omitempty"`            // id of the work that it was handed for itself: init, join, reset
+	Done           string    `json:"done,omitempty"`            // id of the last one whose result was accepted
+	Serial         int       `json:"serial,omitempty"`          // of those ids
+	Tries          int       `json:"tries,omitempty"`           // inits or joins that failed
+	TokenRefused   int       `json:"token_refused,omitempty"`   // joins whose token was not accepted
+	Reset          bool      `json:"reset,omitempty"`           // has to be reset before the next init or join
+	Deadline       time.Time `json:"deadline,omitzero"`         // of what it is waited for in its state
+	Member         int       `json:"member,omitempty"`          // attempt that may be a node of the cluster; 0: none
+	TokenID        string    `json:"token_id,omitempty"`        // public half of a bootstrap token that may exist for it
+}
+
+// Skew is by how much a machine's clock is ahead of the appliance's; negative: behind.
+type Skew = time.Duration
+
+// Cluster is the persistent state of the one cluster that the machines form: who may initialise it, and what is
+// known of it since. There is one record; its revision makes taking the lock a compare-and-swap.
+type Cluster struct {
+	Holder      string    `json:"holder,omitempty"`  // of the init lock: the machine that initialises, or did
+	Attempt     int       `json:"attempt,omitempty"` // of the holder, when it last took the lock
+	Locked      time.Time `json:"locked,omitzero"`
+	Initialised time.Time `json:"initialised,omitzero"`
+	CA          string    `json:"ca,omitempty"`       // certificate, PEM
+	CAHash      string    `json:"ca_hash,omitempty"`  // sha256:…, of its SubjectPublicKeyInfo; made by the appliance
+	Endpoint    string    `json:"endpoint,omitempty"` // host:port, that it was initialised with
+	Joining     string    `json:"joining,omitempty"`  // the control plane that may join now: one at a time
+	Complete    time.Time `json:"complete,omitzero"`  // when every machine of the list was last seen ready
+	Revision    uint64    `json:"revision"`
 }
 
 // Level says how much an event matters.

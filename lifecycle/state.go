@@ -56,15 +56,16 @@ func (e *TransitionError) Error() string {
 var transitions = map[State]map[Trigger]State{
 	Discovered:   {Arm: Armed},
 	Armed:        {BeginInstall: Installing, Adopt: Installed},
-	Installing:   {BeginInstall: Installing, ReportDone: Installed, Adopt: Installed}, // again: a power cut, a new attempt
-	Installed:    {ReportDone: Installed, CallHome: Firstboot},                        // again: the answer was lost
+	Installing:   {BeginInstall: Installing, ReportDone: Installed, Adopt: Installed, CallHome: Firstboot}, // again: a power cut, a new attempt
+	Installed:    {ReportDone: Installed, CallHome: Firstboot},                                             // again: the answer was lost
 	Firstboot:    {CallHome: Firstboot, TakeInitLock: Initialising, MustWait: Waiting},
 	Waiting:      {CallHome: Waiting, TakeInitLock: Initialising, MustWait: Waiting, BeginJoin: Joining},
 	Initialising: {CallHome: Initialising, TakeInitLock: Initialising, ReportJoined: Joined},
 	Joining:      {CallHome: Joining, MustWait: Waiting, BeginJoin: Joining, ReportJoined: Joined},
 	Joined:       {CallHome: Joined, ReportJoined: Joined, SeenReady: Ready},
 	Ready:        {CallHome: Ready, ReportJoined: Ready, SeenReady: Ready},
-	Failed:       {Adopt: Installed, BeginInstall: Installing}, // the latter only where Record.retries allows; see Rack.BeginInstall
+	// BeginInstall only where Record.retries allows, see Rack.BeginInstall; the others only where Record.recovers does.
+	Failed: {Adopt: Installed, BeginInstall: Installing, ReportJoined: Joined, SeenReady: Ready},
 }
 
 var everywhere = map[Trigger]State{Fail: Failed, Reinstall: Armed, Hold: Failed}

@@ -41,6 +41,12 @@ type Store interface {
 	// Delete removes the record of that name, if the revision is the stored one, and appends the events.
 	Delete(ctx context.Context, rec Record, events ...Event) error
 
+	// Cluster returns the record of the cluster; the zero Cluster, if there is none yet.
+	Cluster(ctx context.Context) (Cluster, error)
+	// CommitCluster stores the record of the cluster, if its revision is the stored one (else ErrConflict), together
+	// with the events, in one transaction. It returns it with its new revision.
+	CommitCluster(ctx context.Context, c Cluster, events ...Event) (Cluster, error)
+
 	// Append stores events and sightings, which replace those of the same MAC. The store gives the events
 	// their Seq and keeps a bounded number per MAC, dropping the oldest.
 	Append(ctx context.Context, events []Event, sightings []Sighting) error

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"time"
 
 	"rackstrap/inventory"
 )
@@ -28,14 +29,7 @@ func (e *NotInstallingError) Error() string { return "not to be installed: " + e
 // Apply makes one transition of the named machine, on behalf of its current attempt. It returns once the
 // new state is on disk. A trigger that changes nothing (a repeated report) writes nothing.
 func (r *Rack) Apply(ctx context.Context, name string, t Trigger, why string) (Record, error) {
-	return r.update(ctx, name, why, func(rec *Record) error {
-		to, err := Next(rec.State, t)
-		if err != nil {
-			return named(err, rec.Name)
-		}
-		rec.State = to
-		return nil
-	})
+	return r.Advance(ctx, name, 0, t, why, nil)
 }
 
 // Fail notes that the machine's current phase failed.
@@ -107,7 +101,14 @@ func (r *Rack) Reinstall(ctx context.Context, name string) (Record, error) {
 // arm begins a new attempt. What the old attempt knew is worthless from here on.
 func (rec *Record) arm(to State) {
 	rec.State, rec.Failure = to, nil
-	rec.Attempt, rec.Tries, rec.SecretHash = rec.Attempt+1, 0, ""
+	rec.Attempt, rec.Tries, rec.Begun = rec.Attempt+1, 0, time.Time{}
+	rec.disown()
+}
+
+// disown voids what the machine proved itself with. What its former self may have left in the cluster stays known.
+func (rec *Record) disown() {
+	rec.SecretHash = ""
+	rec.Node = Node{Member: rec.Node.Member, TokenID: rec.Node.TokenID}
 }
 
 // BeginInstall is the moment in which a machine's installer fetches its kickstart: the state becomes
@@ -136,6 +137,10 @@ func (r *Rack) BeginInstall(ctx context.Context, mac inventory.MAC) (rec Record,
 				rec.Attempt++
 			}
 			rec.Tries++
+			rec.disown()
+		}
+		if rec.Begun.IsZero() {
+			rec.Begun = r.poweredOn(*rec)
 		}
 		rec.State, rec.Failure, rec.SecretHash = to, nil, hash
 		return nil
@@ -150,6 +155,14 @@ func (r *Rack) BeginInstall(ctx context.Context, mac inventory.MAC) (rec Record,
 func (r *Rack) bootedSince(rec Record) bool {
 	s, ok := r.Sighting(rec.MAC)
 	return ok && s.LastBoot.After(rec.Since)
+}
+
+// poweredOn is when the network boot began that brought the machine here.
+func (r *Rack) poweredOn(rec Record) time.Time {
+	if s, ok := r.Sighting(rec.MAC); ok && s.LastBoot.After(rec.Since) {
+		return s.LastBoot
+	}
+	return r.now()
 }
 
 // newSecret makes a 256-bit token and the hash under which it is kept.
@@ -171,14 +184,20 @@ func (r *Rack) CheckSecret(name string, attempt int, secret string) error {
 	r.mu.RLock()
 	rec, ok := r.records[name]
 	r.mu.RUnlock()
-	switch {
-	case !ok:
+	if !ok {
 		return &UnknownMachineError{Name: name}
+	}
+	return rec.checkSecret(attempt, secret, rec.SecretHash)
+}
+
+// checkSecret holds what a caller presents against the hash of what it must be.
+func (rec Record) checkSecret(attempt int, secret, hash string) error {
+	switch {
 	case attempt < rec.Attempt:
 		return ErrSuperseded
-	case attempt != rec.Attempt || rec.SecretHash == "":
+	case attempt != rec.Attempt || hash == "":
 		return ErrBadSecret
-	case subtle.ConstantTimeCompare([]byte(hashSecret(secret)), []byte(rec.SecretHash)) != 1:
+	case subtle.ConstantTimeCompare([]byte(hashSecret(secret)), []byte(hash)) != 1:
 		return ErrBadSecret
 	}
 	return nil
@@ -280,7 +299,8 @@ func (r *Rack) Release(ctx context.Context, name string) error {
 	return nil
 }
 
-// update changes the record of a machine of the list, and returns when that is on disk.
+// update changes the record of a machine of the list, and returns when that is on disk. With why "" only a change of
+// its state or attempt makes an event.
 func (r *Rack) update(ctx context.Context, name, why string, change func(*Record) error) (Record, error) {
 	r.change.RLock()
 	defer r.change.RUnlock()
@@ -303,7 +323,11 @@ func (r *Rack) update(ctx context.Context, name, why string, change func(*Record
 	if to.State != from.State || to.Attempt != from.Attempt {
 		to.Since = r.now()
 	}
-	if err := r.commit(ctx, to, r.transitionEvent(from, to, why)); err != nil {
+	var events []Event
+	if why != "" || to.State != from.State || to.Attempt != from.Attempt {
+		events = append(events, r.transitionEvent(from, to, why))
+	}
+	if err := r.commit(ctx, to, events...); err != nil {
 		return from, err
 	}
 	return r.record(name)

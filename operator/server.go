@@ -220,7 +220,7 @@ func (s *Server) approve(c echo.Context) error {
 	if err != nil {
 		return err
 	}
-	return c.JSON(http.StatusOK, public(rec))
+	return c.JSON(http.StatusOK, rec.Public())
 }
 
 func (s *Server) change(do func(context.Context, string) (lifecycle.Record, error)) echo.HandlerFunc {
@@ -229,7 +229,7 @@ func (s *Server) change(do func(context.Context, string) (lifecycle.Record, erro
 		if err != nil {
 			return err
 		}
-		return c.JSON(http.StatusOK, public(rec))
+		return c.JSON(http.StatusOK, rec.Public())
 	}
 }
 
@@ -238,12 +238,6 @@ func (s *Server) release(c echo.Context) error {
 		return err
 	}
 	return c.NoContent(http.StatusNoContent)
-}
-
-// public is a record without what nobody needs to see.
-func public(rec lifecycle.Record) lifecycle.Record {
-	rec.SecretHash = ""
-	return rec
 }
 
 // fault is the one place where errors become statuses.

@@ -57,7 +57,9 @@ func TestRecords(t *testing.T) {
 
 		rec := lifecycle.Record{
 			Name: "knode1", MAC: hostA, Enrolled: true, State: lifecycle.Failed, Attempt: 2, Tries: 3,
-			SecretHash: "ab12", Since: noon,
+			SecretHash: "ab12", Since: noon, Begun: noon,
+			Node: lifecycle.Node{CredentialHash: "cd34", CredentialUsed: true, CPUs: 2, MemoryMiB: 4096, Skew: time.Second,
+				Work: "join-1", Done: "reset-1", Serial: 2, Tries: 1, TokenRefused: 1, Reset: true, Deadline: noon, Member: 2, TokenID: "abcdef"},
 			Failure: &lifecycle.Failure{Phase: lifecycle.Installing, Reason: "disk is gone", Retryable: true},
 		}
 		first, err := s.Commit(ctx, rec, event(hostA, "armed"))
@@ -87,6 +89,35 @@ func TestRecords(t *testing.T) {
 		events, err := s.Events(ctx, lifecycle.EventQuery{})
 		require.NoError(t, err)
 		require.Equal(t, []string{"armed", "deleted"}, texts(events), "a refused change leaves no event")
+	})
+}
+
+func TestCluster(t *testing.T) {
+	eachStore(t, func(t *testing.T, s lifecycle.Store) {
+		none, err := s.Cluster(ctx)
+		require.NoError(t, err)
+		require.Zero(t, none)
+
+		first, err := s.CommitCluster(ctx, lifecycle.Cluster{Holder: "kmaster", Attempt: 2, Locked: noon}, event(hostA, "locked"))
+		require.NoError(t, err)
+		require.EqualValues(t, 1, first.Revision)
+		_, err = s.CommitCluster(ctx, lifecycle.Cluster{Holder: "kmaster2"}, event(hostB, "must not appear"))
+		require.ErrorIs(t, err, lifecycle.ErrConflict, "the lock is taken once")
+
+		full := lifecycle.Cluster{Holder: "kmaster", Attempt: 2, Locked: noon, Initialised: noon, CA: "pem", CAHash: "sha256:ab",
+			Endpoint: "k8s-api.lab:6443", Joining: "kmaster2", Complete: noon, Revision: first.Revision}
+		second, err := s.CommitCluster(ctx, full)
+		require.NoError(t, err)
+		_, err = s.CommitCluster(ctx, first)
+		require.ErrorIs(t, err, lifecycle.ErrConflict, "an old revision")
+		stored, err := s.Cluster(ctx)
+		require.NoError(t, err)
+		full.Revision = 2
+		require.Equal(t, full, stored)
+		require.Equal(t, full, second)
+		events, err := s.Events(ctx, lifecycle.EventQuery{})
+		require.NoError(t, err)
+		require.Equal(t, []string{"locked"}, texts(events))
 	})
 }
 

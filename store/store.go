@@ -4,6 +4,7 @@
 // static binary, and a backup is a copy. Values are JSON, so that `bbolt get` shows them to people:
 //
 //	meta       "version"              schema version, decimal
+//	meta       "cluster"              lifecycle.Cluster
 //	records    name                   lifecycle.Record
 //	leases     IPv4, 4 bytes          lifecycle.Lease
 //	sightings  MAC, 6 bytes           lifecycle.Sighting
@@ -29,8 +30,10 @@ import (
 	"rackstrap/lifecycle"
 )
 
-// Version is the schema version that this package writes, and the newest that it reads.
-const Version = 1
+// Version is the schema version that this package writes, and the newest that it reads. Version 1 knew no cluster: what
+// wrote it would drop what a record remembers of its node, so it must not open this one. Its databases are taken over as
+// they are.
+const Version = 2
 
 // ErrClosed is a call on a store after Close.
 var ErrClosed = errors.New("store is closed")
@@ -59,6 +62,7 @@ var (
 	bucketSightings = []byte("sightings")
 	bucketEvents    = []byte("events")
 	keyVersion      = []byte("version")
+	keyCluster      = []byte("cluster")
 )
 
 // buckets lists every top-level bucket; a database has all of them from its first transaction on.
@@ -145,6 +149,11 @@ func open(f *os.File, path string, o options) (*bolt.DB, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: open database: %w", path, err)
 	}
+	if found < Version {
+		if err := db.Update(putVersion); err != nil {
+			return nil, errors.Join(fmt.Errorf("%s: raise the version of the database: %w", path, err), db.Close())
+		}
+	}
 	return db, nil
 }
 
@@ -203,7 +212,7 @@ func create(path string) error {
 				return err
 			}
 		}
-		return tx.Bucket(bucketMeta).Put(keyVersion, strconv.AppendInt(nil, Version, 10))
+		return putVersion(tx)
 	})
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
@@ -212,6 +221,10 @@ func create(path string) error {
 		return err
 	}
 	return syncDir(dir)
+}
+
+func putVersion(tx *bolt.Tx) error {
+	return tx.Bucket(bucketMeta).Put(keyVersion, strconv.AppendInt(nil, Version, 10))
 }
 
 // syncDir makes a new name in the directory survive a power cut.
@@ -240,7 +253,8 @@ func (s *Store) checkContent() error {
 	_, errRecords := s.Records(context.Background())
 	_, errLeases := s.Leases(context.Background())
 	_, errSightings := s.Sightings(context.Background())
-	return errors.Join(errRecords, errLeases, errSightings)
+	_, errCluster := s.Cluster(context.Background())
+	return errors.Join(errRecords, errLeases, errSightings, errCluster)
 }
 
 // Path is the database file.

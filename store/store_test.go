@@ -136,12 +136,37 @@ func TestNewerVersionIsLeftAlone(t *testing.T) {
 	require.Equal(t, stat, modified(t, path))
 }
 
+func TestOlderVersionIsTakenOver(t *testing.T) {
+	path := t.TempDir() + "/rackstrap.db"
+	s, err := Open(path)
+	require.NoError(t, err)
+	_, err = s.Commit(ctx, lifecycle.Record{Name: "kmaster", State: lifecycle.Installed})
+	require.NoError(t, err)
+	require.NoError(t, s.Close())
+	rewrite(t, path, func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyVersion, []byte("1")) })
+
+	s, err = Open(path)
+	require.NoError(t, err)
+	records, err := s.Records(ctx)
+	require.NoError(t, err)
+	require.Len(t, records, 1)
+	none, err := s.Cluster(ctx)
+	require.NoError(t, err)
+	require.Zero(t, none)
+	require.NoError(t, s.Close())
+	rewrite(t, path, func(tx *bolt.Tx) error {
+		require.Equal(t, "2", string(tx.Bucket(bucketMeta).Get(keyVersion)), "an older rackstrap leaves it alone from now on")
+		return nil
+	})
+}
+
 func TestForeignContentIsDamage(t *testing.T) {
 	for name, edit := range map[string]func(tx *bolt.Tx) error{
 		"no version":    func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Delete(keyVersion) },
 		"bad version":   func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyVersion, []byte("one")) },
 		"zero version":  func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyVersion, []byte("0")) },
 		"no bucket":     func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketLeases) },
+		"bad cluster":   func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(keyCluster, []byte("{")) },
 		"bad record":    func(tx *bolt.Tx) error { return tx.Bucket(bucketRecords).Put([]byte("x"), []byte("{")) },
 		"bad lease":     func(tx *bolt.Tx) error { return tx.Bucket(bucketLeases).Put([]byte("xxxx"), []byte(`{"ip":"1.2"}`)) },
 		"bad sighting":  func(tx *bolt.Tx) error { return tx.Bucket(bucketSightings).Put([]byte("x"), nil) },

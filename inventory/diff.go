@@ -164,7 +164,15 @@ func flatten(c *Config) *flat {
 	f.put("cluster.service_cidr", c.Cluster.ServiceCIDR)
 	f.put("cluster.control_plane_endpoint", c.Cluster.ControlPlaneEndpoint)
 	f.put("cluster.cni", c.Cluster.CNI)
+	f.put("cluster.cni_manifest", c.Cluster.CNIManifest)
+	f.put("cluster.flannel_image", c.Cluster.FlannelImage)
+	f.put("cluster.flannel_cni_image", c.Cluster.FlannelCNIImage)
 	f.put("cluster.proxy_mode", c.Cluster.ProxyMode)
+	f.put("cluster.images", c.Cluster.Images)
+	f.put("cluster.verify_image", c.Cluster.VerifyImage)
+	f.put("cluster.timeouts.init", c.Cluster.Timeouts.Init)
+	f.put("cluster.timeouts.join", c.Cluster.Timeouts.Join)
+	f.put("cluster.timeouts.ready", c.Cluster.Timeouts.Ready)
 
 	common := &flat{values: map[string]value{}}
 	common.install("", c.Install)

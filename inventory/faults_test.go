@@ -233,6 +233,9 @@ func TestFaults(t *testing.T) {
 		{"  control_plane_endpoint: k8s-api.lab:6443", "  control_plane_endpoint: 10.10.10.300:6443", `@: cluster.control_plane_endpoint: "10.10.10.300:6443" is not host:port, such as k8s-api.lab:6443`},
 		{"  control_plane_endpoint: k8s-api.lab:6443", "  control_plane_endpoint: k8s-api.lab:06443", `@: cluster.control_plane_endpoint: "k8s-api.lab:06443" is not host:port, such as k8s-api.lab:6443`},
 		{"  cni: flannel", "  cni: cilium", `@: cluster.cni: "cilium" is not one of flannel, calico, none`},
+		{"  cni: flannel", "  cni: calico", `@[cluster:]cluster.cni_manifest: is missing: calico's manifest is not built in, name the file`},
+		{"  proxy_mode: iptables", "  verify_image: Nginx latest", `@: cluster.verify_image: "Nginx latest" is not the reference of an image, such as registry.example.org/web/nginx:1.25`},
+		{"  proxy_mode: iptables", "  timeouts: {join: 1ms}", `@: cluster.timeouts.join: 1ms is too short: at least 1s`},
 		{"  proxy_mode: iptables", "  proxy_mode: nftables", `@: cluster.proxy_mode: "nftables" is not one of iptables, ipvs`},
 		// Machines
 		{"  - name: knode1", "  - name: Knode1", `@: machines[1] "Knode1": name must be in lower case for Kubernetes: "knode1"`},

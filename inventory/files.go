@@ -37,6 +37,12 @@ func (c *Config) CheckFiles() error {
 	if c.Install.SecureBootDir != "" {
 		k.readable("install.secure_boot_dir", c.Install.SecureBootDir, true)
 	}
+	if c.Cluster.CNIManifest != "" {
+		k.readable("cluster.cni_manifest", c.Cluster.CNIManifest, false)
+	}
+	if c.Cluster.Images != "" {
+		k.readable("cluster.images", c.Cluster.Images, true)
+	}
 	for i, m := range c.Machines {
 		k.names[entry("machines", i)] = m.Name
 		k.repoDirs(entry("machines", i), m.Install.Repos, c.Install.Repos)

@@ -150,7 +150,20 @@ type Cluster struct {
 	ServiceCIDR          netip.Prefix
 	ControlPlaneEndpoint string // host:port
 	CNI                  string
+	CNIManifest          string // path of a manifest in place of the built-in one; "" for that
+	FlannelImage         string // of the built-in manifest
+	FlannelCNIImage      string // of the built-in manifest
 	ProxyMode            string
+	Images               string // directory with archives of container images; "": machines pull theirs
+	VerifyImage          string // of the web server that `verify` runs
+	Timeouts             Timeouts
+}
+
+// Timeouts are how long a step of a machine's way into the cluster may take before it counts as failed.
+type Timeouts struct {
+	Init  time.Duration // kubeadm init and the CNI
+	Join  time.Duration // kubeadm join
+	Ready time.Duration // from there on, until a master saw the node Ready
 }
 
 // Machine is one entry of the list.

@@ -203,6 +203,8 @@ func (c *Config) anchor(dir string) {
 	}
 	absolute(&c.Install.SecureBootDir)
 	anchorRepos(c.Install.Repos, absolute)
+	absolute(&c.Cluster.CNIManifest)
+	absolute(&c.Cluster.Images)
 	for i := range c.Machines {
 		absolute(&c.Machines[i].Install.SecureBootDir)
 		anchorRepos(c.Machines[i].Install.Repos, absolute)

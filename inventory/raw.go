@@ -83,14 +83,26 @@ type rawRepo struct {
 }
 
 type rawCluster struct {
-	Name                 string `mapstructure:"name"`
-	KubernetesVersion    string `mapstructure:"kubernetes_version"`
-	ImageRepository      string `mapstructure:"image_repository"`
-	PodCIDR              string `mapstructure:"pod_cidr"`
-	ServiceCIDR          string `mapstructure:"service_cidr"`
-	ControlPlaneEndpoint string `mapstructure:"control_plane_endpoint"`
-	CNI                  string `mapstructure:"cni"`
-	ProxyMode            string `mapstructure:"proxy_mode"`
+	Name                 string      `mapstructure:"name"`
+	KubernetesVersion    string      `mapstructure:"kubernetes_version"`
+	ImageRepository      string      `mapstructure:"image_repository"`
+	PodCIDR              string      `mapstructure:"pod_cidr"`
+	ServiceCIDR          string      `mapstructure:"service_cidr"`
+	ControlPlaneEndpoint string      `mapstructure:"control_plane_endpoint"`
+	CNI                  string      `mapstructure:"cni"`
+	CNIManifest          string      `mapstructure:"cni_manifest"`
+	FlannelImage         string      `mapstructure:"flannel_image"`
+	FlannelCNIImage      string      `mapstructure:"flannel_cni_image"`
+	ProxyMode            string      `mapstructure:"proxy_mode"`
+	Images               string      `mapstructure:"images"`
+	VerifyImage          string      `mapstructure:"verify_image"`
+	Timeouts             rawTimeouts `mapstructure:"timeouts"`
+}
+
+type rawTimeouts struct {
+	Init  string `mapstructure:"init"`
+	Join  string `mapstructure:"join"`
+	Ready string `mapstructure:"ready"`
 }
 
 type rawMachine struct {
@@ -125,6 +137,12 @@ func defaults() map[string]any {
 		"cluster.service_cidr":           "10.1.0.0/16",
 		"cluster.control_plane_endpoint": "k8s-api.lab:6443",
 		"cluster.cni":                    "flannel",
+		"cluster.flannel_image":          "docker.io/flannel/flannel:v0.22.3",
+		"cluster.flannel_cni_image":      "docker.io/flannel/flannel-cni-plugin:v1.2.0",
+		"cluster.verify_image":           "docker.io/library/nginx:1.25",
+		"cluster.timeouts.init":          "15m",
+		"cluster.timeouts.join":          "10m",
+		"cluster.timeouts.ready":         "15m",
 		"cluster.proxy_mode":             "iptables",
 	}
 }

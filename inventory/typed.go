@@ -197,6 +197,22 @@ func (t *typer) cluster(raw rawCluster) Cluster {
 		ControlPlaneEndpoint: raw.ControlPlaneEndpoint,
 		CNI:                  oneOf(t, at+"cni", raw.CNI, "flannel", "calico", "none"),
 		ProxyMode:            oneOf(t, at+"proxy_mode", raw.ProxyMode, "iptables", "ipvs"),
+		CNIManifest:          t.path(at+"cni_manifest", raw.CNIManifest),
+		FlannelImage:         t.image(at+"flannel_image", raw.FlannelImage),
+		FlannelCNIImage:      t.image(at+"flannel_cni_image", raw.FlannelCNIImage),
+		Images:               t.path(at+"images", raw.Images),
+		VerifyImage:          t.image(at+"verify_image", raw.VerifyImage),
+		Timeouts: Timeouts{
+			Init:  t.duration(at+"timeouts.init", raw.Timeouts.Init, time.Second, maxStep),
+			Join:  t.duration(at+"timeouts.join", raw.Timeouts.Join, time.Second, maxStep),
+			Ready: t.duration(at+"timeouts.ready", raw.Timeouts.Ready, time.Second, maxStep),
+		},
+	}
+	switch {
+	case raw.CNI == "calico" && raw.CNIManifest == "":
+		t.missing(at+"cni_manifest", "is missing: calico's manifest is not built in, name the file")
+	case raw.CNI == "none" && raw.CNIManifest != "":
+		t.fault(at+"cni_manifest", "is of no use with cni: none")
 	}
 	if !isLabel(raw.Name) {
 		t.fault(at+"name", "%q is not a name of lower-case letters, digits and hyphens", raw.Name)
@@ -222,6 +238,17 @@ func (t *typer) cluster(raw rawCluster) Cluster {
 		t.fault(at+"control_plane_endpoint", "%q is not host:port, such as k8s-api.lab:6443", raw.ControlPlaneEndpoint)
 	}
 	return c
+}
+
+// maxStep bounds a step of a machine's way into the cluster.
+const maxStep = 24 * time.Hour
+
+// image takes a reference to a container image.
+func (t *typer) image(path, text string) string {
+	if !imageReference.MatchString(text) {
+		t.fault(path, "%q is not the reference of an image, such as registry.example.org/web/nginx:1.25", text)
+	}
+	return text
 }
 
 func (t *typer) machine(path string, raw rawMachine) Machine {
@@ -401,6 +428,7 @@ var (
 	kernelArg         = regexp.MustCompile(`^[A-Za-z0-9_./:=,@%+~^*?!()\[\]-]+$`)
 	kubernetesVersion = regexp.MustCompile(`^[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}$`)
 	imageRepository   = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9._-]+)*$`)
+	imageReference    = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9._-]+)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$`)
 	label             = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 )
 

@@ -220,6 +220,32 @@ func (f *flat) install(at string, in Install) {
 	f.put(at+".secure_boot", in.SecureBoot)
 	f.put(at+".secure_boot_dir", in.SecureBootDir)
 	f.put(at+".local_boot", in.LocalBoot)
+	f.put(at+".kernel", in.Kernel)
+	f.put(at+".selinux", in.SELinux)
+	f.put(at+".docker", in.Docker)
+	f.put(at+".sandbox_image", in.SandboxImage)
+	for _, host := range slices.Sorted(maps.Keys(in.RegistryMirrors)) {
+		var all value
+		for _, mirror := range in.RegistryMirrors[host] {
+			v := urlValue(mirror)
+			all.text, all.secret = strings.TrimSpace(all.text+" "+v.text), all.secret+" "+v.secret
+		}
+		f.set(at+".registry_mirrors."+host, all)
+	}
+	f.set(at+".proxy", urlValue(in.Proxy))
+	f.put(at+".boot_args", in.BootArgs)
+	f.put(at+".extra_packages", in.ExtraPackages)
+	var scripts value
+	for i, s := range in.PostScripts {
+		name := s.Path
+		if name == "" {
+			name = fmt.Sprintf("(text %d)", i)
+		}
+		scripts.text, scripts.secret = strings.TrimSpace(scripts.text+" "+name), scripts.secret+"\x00"+s.Text
+	}
+	f.set(at+".post_scripts", scripts)
+	f.put(at+".timeout", in.Timeout)
+	f.put(at+".stall", in.Stall)
 }
 
 // repoValue is where a repository comes from, and by which way.
@@ -230,6 +256,9 @@ func repoValue(r Repo) value {
 		v.text = r.Dir
 	case r.Via == ViaAppliance:
 		v.text += " via the appliance"
+	}
+	if r.GPGKey != "" { // a URL, like the other one
+		v.text, v.secret = v.text+", with keys of its own", v.secret+" "+r.GPGKey
 	}
 	return v
 }

@@ -120,7 +120,7 @@ const (
 type Install struct {
 	Profile           string
 	Medium            string // name in media; "" for the first
-	Disk              string
+	Disk              string // which disk is erased; see ParseDisk
 	Timezone          string
 	RootPasswordHash  string `json:"-"` // crypt(3); a secret: never printed
 	SSHAuthorizedKeys []string
@@ -130,7 +130,26 @@ type Install struct {
 	SecureBoot        bool      // offer the distribution's signed shim instead of iPXE
 	SecureBootDir     string    // directory with shim and GRUB; "" for the medium's EFI/BOOT
 	LocalBoot         LocalBoot // how an installed machine is sent to its disk
+
+	Kernel          string              // of Kernel…
+	SELinux         string              // enforcing, permissive or disabled
+	Docker          bool                // Docker CE beside containerd
+	SandboxImage    string              // of pods; "" for the profile's, out of the cluster's image repository
+	RegistryMirrors map[string][]string // by registry host: URLs that are tried before it
+	Proxy           string              // URL, for packages and images; may hold a password; "" for none
+	BootArgs        []string            // kernel arguments of the installed system
+	ExtraPackages   []string            // installed last
+	PostScripts     []Script            // run last, in this order
+	Timeout         time.Duration       // an installation that takes longer has failed
+	Stall           time.Duration       // and so has one that gives no sign of life for so long
 }
+
+// The kernels of an installed machine.
+const (
+	KernelStock = "stock" // the release's own
+	KernelLT    = "lt"    // ELRepo's long-term kernel
+	KernelML    = "ml"    // ELRepo's mainline kernel
+)
 
 // Role is what a machine becomes in the cluster.
 type Role string

@@ -95,6 +95,9 @@ func Load(path string, environ []string) (*Config, error) {
 		return nil, err
 	}
 	c.anchor(filepath.Dir(c.Path))
+	if err := c.readScripts(); err != nil {
+		return nil, err
+	}
 	return c, nil
 }
 
@@ -164,7 +167,8 @@ func (c *collector) values(document map[string]any, environ []string) (raw rawCo
 	return raw, warnings, nil
 }
 
-// lay puts each machine's own keys over the install section. Repositories are replaced one by one.
+// lay puts each machine's own keys over the install section. Repositories and the mirrors of registries are
+// replaced one by one.
 func lay(machines []any, install map[string]any) []any {
 	laid := make([]any, len(machines))
 	for i, m := range machines {
@@ -174,11 +178,13 @@ func lay(machines []any, install map[string]any) []any {
 			merged = map[string]any{}
 		}
 		maps.Copy(merged, own)
-		if repos, ok := install["repos"].(map[string]any); ok {
-			if ownRepos, ok := own["repos"].(map[string]any); ok {
-				both := maps.Clone(repos)
-				maps.Copy(both, ownRepos)
-				merged["repos"] = both
+		for _, key := range []string{"repos", "registry_mirrors"} {
+			common, ok := install[key].(map[string]any)
+			owned, ownOK := own[key].(map[string]any)
+			if ok && ownOK {
+				both := maps.Clone(common)
+				maps.Copy(both, owned)
+				merged[key] = both
 			}
 		}
 		laid[i] = merged
@@ -201,12 +207,17 @@ func (c *Config) anchor(dir string) {
 		absolute(&c.Media[i].ISO)
 		absolute(&c.Media[i].Dir)
 	}
-	absolute(&c.Install.SecureBootDir)
-	anchorRepos(c.Install.Repos, absolute)
 	absolute(&c.Cluster.CNIManifest)
 	absolute(&c.Cluster.Images)
+	anchor := func(in *Install) {
+		absolute(&in.SecureBootDir)
+		anchorRepos(in.Repos, absolute)
+		for i := range in.PostScripts {
+			absolute(&in.PostScripts[i].Path)
+		}
+	}
+	anchor(&c.Install)
 	for i := range c.Machines {
-		absolute(&c.Machines[i].Install.SecureBootDir)
-		anchorRepos(c.Machines[i].Install.Repos, absolute)
+		anchor(&c.Machines[i].Install)
 	}
 }

@@ -73,13 +73,26 @@ type rawInstall struct {
 	SecureBoot        bool               `mapstructure:"secure_boot"`
 	SecureBootDir     string             `mapstructure:"secure_boot_dir"`
 	LocalBoot         string             `mapstructure:"local_boot"`
+
+	Kernel          string              `mapstructure:"kernel"`
+	SELinux         string              `mapstructure:"selinux"`
+	Docker          bool                `mapstructure:"docker"`
+	SandboxImage    string              `mapstructure:"sandbox_image"`
+	RegistryMirrors map[string][]string `mapstructure:"registry_mirrors"`
+	Proxy           string              `mapstructure:"proxy"`
+	BootArgs        []string            `mapstructure:"boot_args"`
+	ExtraPackages   []string            `mapstructure:"extra_packages"`
+	PostScripts     []string            `mapstructure:"post_scripts"`
+	Timeout         string              `mapstructure:"timeout"`
+	Stall           string              `mapstructure:"stall"`
 }
 
 // rawRepo may also be written as its URL alone.
 type rawRepo struct {
-	URL string `mapstructure:"url"`
-	Dir string `mapstructure:"dir"`
-	Via string `mapstructure:"via"`
+	URL    string `mapstructure:"url"`
+	Dir    string `mapstructure:"dir"`
+	Via    string `mapstructure:"via"`
+	GPGKey string `mapstructure:"gpgkey"`
 }
 
 type rawCluster struct {
@@ -130,6 +143,11 @@ func defaults() map[string]any {
 		"install.timezone":               "UTC",
 		"install.attempts":               3,
 		"install.local_boot":             string(LocalAuto),
+		"install.kernel":                 KernelStock,
+		"install.selinux":                "permissive",
+		"install.docker":                 true,
+		"install.timeout":                "60m",
+		"install.stall":                  "15m",
 		"cluster.name":                   "lab",
 		"cluster.kubernetes_version":     "1.28.2",
 		"cluster.image_repository":       "registry.aliyuncs.com/google_containers",

@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Via is the way on which machines get the packages of a repository.
@@ -25,7 +26,14 @@ type Repo struct {
 	URL string // may hold $basearch and $releasever; "" with Dir
 	Dir string // "" with URL
 	Via Via    // ViaAppliance with Dir; "" is direct
+
+	// GPGKey is where its keys are: URLs, divided by blanks; "" for what the profile says, and NoGPGKey to leave
+	// signatures unchecked.
+	GPGKey string
 }
+
+// NoGPGKey is the gpgkey of a repository whose packages are not signed.
+const NoGPGKey = "none"
 
 // RepoURL is where machines find a repository, with a slash at its end if it is on the appliance.
 func (s Server) RepoURL(name string, r Repo) string {
@@ -43,11 +51,14 @@ func ExpandRepoURL(url, release string) string {
 
 // repo reads one repository; faults are noted if its keys are those of the section that is read.
 func (t *typer) repo(path, name string, raw rawRepo, own bool) Repo {
-	r := Repo{URL: raw.URL, Dir: raw.Dir, Via: cmp.Or(Via(raw.Via), ViaDirect)}
+	r := Repo{URL: raw.URL, Dir: raw.Dir, Via: cmp.Or(Via(raw.Via), ViaDirect), GPGKey: raw.GPGKey}
 	fault := func(format string, args ...any) {
 		if own {
 			t.fault(path, format, args...)
 		}
+	}
+	if own {
+		t.gpgKey(path+".gpgkey", raw.GPGKey)
 	}
 	switch {
 	case raw.URL != "" && raw.Dir != "":
@@ -73,6 +84,24 @@ func (t *typer) repo(path, name string, raw rawRepo, own bool) Repo {
 	}
 	r.Via = ViaAppliance
 	return r
+}
+
+// gpgKey checks the places of keys.
+func (t *typer) gpgKey(path, text string) {
+	if text == "" || text == NoGPGKey {
+		return
+	}
+	if strings.ContainsFunc(text, unicode.IsControl) || strings.TrimSpace(text) == "" {
+		t.fault(path, "is not the URL of a key, nor none")
+		return
+	}
+	for _, word := range strings.Fields(text) {
+		if !strings.HasPrefix(word, "file:///") {
+			t.url(path, word)
+		} else if strings.ContainsFunc(word, notInURL) {
+			t.fault(path, "is not a URL: file:///path, http://host/path or https://host/path")
+		}
+	}
 }
 
 // leastCache has room for the metadata of several repositories and the largest package there is.

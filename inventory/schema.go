@@ -52,7 +52,7 @@ func allPaths(section reflect.Type, prefix string) (paths []string) {
 			paths = append(paths, allPaths(value, path+".")...)
 		case value.Kind() == reflect.Slice && value.Elem().Kind() == reflect.Struct:
 			paths = append(paths, allPaths(value.Elem(), path+"[].")...)
-		case value.Kind() == reflect.Map:
+		case value.Kind() == reflect.Map && value.Elem().Kind() == reflect.Struct:
 			paths = append(paths, allPaths(value.Elem(), path+".*.")...)
 		}
 	}

@@ -116,6 +116,9 @@ func (r *reader) value(path string, node *yaml.Node, kind reflect.Type) (any, bo
 		v := r.section(path, node, kind)
 		return v, v != nil
 	case reflect.Map:
+		if kind.Elem().Kind() == reflect.Slice {
+			return r.mirrors(path, node, kind.Elem())
+		}
 		return r.repos(path, node)
 	case reflect.Slice:
 		return r.list(path, node, kind.Elem())
@@ -186,7 +189,22 @@ func nameOf(node *yaml.Node) string {
 // case, because viper folds keys.
 var repoName = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 
-// repos reads the one mapping with free keys. A repository may be written as its URL alone.
+// registryHost is the host of a container registry, in lower case for the same reason.
+var registryHost = regexp.MustCompile(`^[a-z0-9]([a-z0-9.-]{0,252}[a-z0-9])?(:[0-9]{1,5})?$`)
+
+// mirrors reads a mapping from registries to lists.
+func (r *reader) mirrors(path string, node *yaml.Node, list reflect.Type) (any, bool) {
+	found := r.mapping(path, node, func(host, path string, value *yaml.Node) (any, bool) {
+		if !registryHost.MatchString(host) {
+			r.fault(path, "is not the host of a registry in lower case: docker.io, registry.example.org:5000")
+			return nil, false
+		}
+		return r.value(path, value, list)
+	})
+	return found, found != nil
+}
+
+// repos reads a mapping with free keys. A repository may be written as its URL alone.
 func (r *reader) repos(path string, node *yaml.Node) (any, bool) {
 	found := r.mapping(path, node, func(name, path string, value *yaml.Node) (any, bool) {
 		if !repoName.MatchString(name) {

@@ -145,6 +145,8 @@ func (t *typer) install(path string, raw rawInstall, own func(key string) bool) 
 		RootPasswordHash: raw.RootPasswordHash, SSHAuthorizedKeys: raw.SSHAuthorizedKeys,
 		KernelArgs: raw.KernelArgs, Attempts: raw.Attempts,
 		SecureBoot: raw.SecureBoot, SecureBootDir: raw.SecureBootDir, LocalBoot: LocalBoot(raw.LocalBoot),
+		Kernel: raw.Kernel, SELinux: raw.SELinux, Docker: raw.Docker, SandboxImage: raw.SandboxImage,
+		RegistryMirrors: raw.RegistryMirrors, Proxy: raw.Proxy, BootArgs: raw.BootArgs, ExtraPackages: raw.ExtraPackages,
 	}
 	check := func(key string, ok bool, format string, args ...any) {
 		if !ok && own(key) {
@@ -152,7 +154,8 @@ func (t *typer) install(path string, raw rawInstall, own func(key string) bool) 
 		}
 	}
 	check("profile", profileName.MatchString(raw.Profile), "%q is not a name of lower-case letters, digits, dots and hyphens", raw.Profile)
-	check("disk", raw.Disk == "" || diskName.MatchString(raw.Disk), "%q is not a disk: sda, nvme0n1, disk/by-id/…", raw.Disk)
+	_, err := ParseDisk(raw.Disk)
+	check("disk", err == nil, "%v", err)
 	check("timezone", zoneName.MatchString(raw.Timezone), "%q is not a time zone: Area/City, or UTC", raw.Timezone)
 	check("root_password_hash", raw.RootPasswordHash == "" || cryptHash.MatchString(raw.RootPasswordHash),
 		"is not a crypt(3) hash: `openssl passwd -6` makes one (the value is not shown)")
@@ -163,6 +166,46 @@ func (t *typer) install(path string, raw rawInstall, own func(key string) bool) 
 	if own("local_boot") {
 		oneOf(t, path+".local_boot", in.LocalBoot, LocalAuto, LocalExit, LocalSanboot, LocalGRUB, LocalSkip)
 	}
+	if own("kernel") {
+		oneOf(t, path+".kernel", raw.Kernel, KernelStock, KernelLT, KernelML)
+	}
+	if own("selinux") {
+		oneOf(t, path+".selinux", raw.SELinux, "enforcing", "permissive", "disabled")
+	}
+	check("sandbox_image", raw.SandboxImage == "" || imageName.MatchString(raw.SandboxImage),
+		"%q is not an image, such as registry.example.org/pause:3.9", raw.SandboxImage)
+	if own("proxy") {
+		t.url(path+".proxy", raw.Proxy)
+	}
+	for _, host := range slices.Sorted(maps.Keys(raw.RegistryMirrors)) {
+		key := "registry_mirrors." + host
+		for i, mirror := range raw.RegistryMirrors[host] {
+			if own(key) && mirror == "" {
+				t.fault(entry(path+"."+key, i), "is empty")
+			} else if own(key) {
+				t.url(entry(path+"."+key, i), mirror)
+			}
+		}
+	}
+	if own("boot_args") {
+		t.kernelArgs(path+".boot_args", raw.BootArgs)
+	}
+	if own("extra_packages") {
+		for i, name := range raw.ExtraPackages {
+			if !packageName.MatchString(name) {
+				t.fault(entry(path+".extra_packages", i), "%q is not the name of a package", name)
+			}
+		}
+	}
+	in.Timeout = t.limit(path, "timeout", raw.Timeout, own)
+	in.Stall = t.limit(path, "stall", raw.Stall, own)
+	for i, value := range raw.PostScripts {
+		script, err := parseScript(entry("post_scripts", i), value)
+		if err != nil && own("post_scripts") {
+			t.fault(entry(path+".post_scripts", i), "%v", err)
+		}
+		in.PostScripts = append(in.PostScripts, script)
+	}
 	if own("ssh_authorized_keys") {
 		for i, key := range raw.SSHAuthorizedKeys {
 			if !sshKey.MatchString(key) || strings.ContainsFunc(key, unicode.IsControl) {
@@ -171,11 +214,7 @@ func (t *typer) install(path string, raw rawInstall, own func(key string) bool) 
 		}
 	}
 	if own("kernel_args") {
-		for i, arg := range raw.KernelArgs {
-			if !kernelArg.MatchString(arg) {
-				t.fault(entry(path+".kernel_args", i), "%q must be one argument, without blanks, quotes and what a boot loader's script would interpret", arg)
-			}
-		}
+		t.kernelArgs(path+".kernel_args", raw.KernelArgs)
 	}
 	for _, name := range slices.Sorted(maps.Keys(raw.Repos)) {
 		repo := raw.Repos[name]
@@ -186,6 +225,23 @@ func (t *typer) install(path string, raw rawInstall, own func(key string) bool) 
 		in.Repos[name] = t.repo(path+"."+key, name, repo, own(key))
 	}
 	return in
+}
+
+func (t *typer) kernelArgs(path string, args []string) {
+	for i, arg := range args {
+		if !kernelArg.MatchString(arg) {
+			t.fault(entry(path, i), "%q must be one argument, without blanks, quotes and what a boot loader's script would interpret", arg)
+		}
+	}
+}
+
+// limit reads how long an installation may take.
+func (t *typer) limit(path, key, text string, own func(string) bool) time.Duration {
+	if own(key) {
+		return t.duration(path+"."+key, text, time.Minute, 24*time.Hour)
+	}
+	d, _ := time.ParseDuration(text) // inherited: checked where it stands
+	return d
 }
 
 func (t *typer) cluster(raw rawCluster) Cluster {
@@ -420,12 +476,13 @@ var (
 	interfaceName     = regexp.MustCompile(`^[!-.0-~]{1,15}$`) // Linux: IFNAMSIZ, no blank, no slash
 	mediumName        = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
 	profileName       = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]{0,63}$`)
-	diskName          = regexp.MustCompile(`^(/dev/)?[A-Za-z0-9][A-Za-z0-9._:+/-]*$`)
 	zoneName          = regexp.MustCompile(`^[A-Za-z0-9+_-]+(/[A-Za-z0-9+_-]+){0,2}$`)
 	sha256Hex         = regexp.MustCompile(`^[0-9a-f]{64}$`)
 	cryptHash         = regexp.MustCompile(`^\$[0-9a-z]{1,4}\$[A-Za-z0-9./$=,-]{8,200}$`)
 	sshKey            = regexp.MustCompile(`^(ssh-|ecdsa-|sk-)[a-z0-9@.-]+ [A-Za-z0-9+/]+={0,3}( .*)?$`)
 	kernelArg         = regexp.MustCompile(`^[A-Za-z0-9_./:=,@%+~^*?!()\[\]-]+$`)
+	packageName       = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+~:-]{0,199}$`)
+	imageName         = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9._-]+)+(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$`)
 	kubernetesVersion = regexp.MustCompile(`^[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}$`)
 	imageRepository   = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9._-]+)*$`)
 	imageReference    = regexp.MustCompile(`^[a-z0-9][a-z0-9.-]*(:[0-9]{1,5})?(/[a-z0-9._-]+)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?(@sha256:[0-9a-f]{64})?$`)

@@ -21,7 +21,7 @@ func TestPostInstallsTheAgent(t *testing.T) {
 			s := newSandbox(t)
 			s.write("refuse.agent", "2")
 			in := input("centos-7.9", machine)
-			in.Options.Proxy = "http://proxy.example.org:3128"
+			in.Machine.Install.Proxy = "http://proxy.example.org:3128"
 			out, status := s.run(script(t, r, in, "%post"))
 			require.Zero(t, status, out)
 			require.Equal(t, testAgent, s.read("local/bin/rackstrap"))

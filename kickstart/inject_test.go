@@ -10,6 +10,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"rackstrap/inventory"
 )
 
 // visit calls f for every string in a value, keys of maps included, with its path and how to change it.
@@ -88,11 +90,11 @@ func skeleton(t *testing.T, r *Renderer, text []byte) (shape []string) {
 
 // free are fields whose text is a program: running it is their purpose.
 func free(field string) bool {
-	return strings.HasPrefix(field, ".Options.PostScripts[") && strings.HasSuffix(field, ".Text")
+	return strings.HasPrefix(field, ".Machine.Install.PostScripts[") && strings.HasSuffix(field, ".Text")
 }
 
 // chooses are fields whose value decides what is rendered: it may change the shape.
-var chooses = []string{".Options.Disk", ".Machine.Install.Disk"}
+var chooses = []string{".Machine.Install.Disk"}
 
 func TestNoFieldChangesTheShape(t *testing.T) {
 	r := newRenderer(t)
@@ -155,7 +157,7 @@ func TestNoFieldIsExecuted(t *testing.T) {
 		for _, keep := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s/%v", name, keep), func(t *testing.T) {
 				in := fullInput("centos-7.9")
-				in.Options.PostScripts = []Script{{"motd", "#!/bin/bash\nexit 0\n"}}
+				in.Machine.Install.PostScripts = []inventory.Script{{Name: "motd", Text: "#!/bin/bash\nexit 0\n"}}
 				var taken []string
 				visit("", reflect.ValueOf(&in), func(field, old string, set func(string)) {
 					if free(field) {

@@ -24,7 +24,6 @@ type Input struct {
 	Config   *inventory.Config
 	Machine  inventory.Machine
 	Medium   string // URL of the installation tree
-	Options  Options
 	Callback Callback
 }
 

@@ -9,6 +9,8 @@ import (
 	"text/template"
 
 	"go.yaml.in/yaml/v3"
+
+	"rackstrap/inventory"
 )
 
 // The files of a profile.
@@ -57,12 +59,12 @@ func readProfile(files fs.FS, dir string) (*profile, error) {
 // kernels are the values that the option Kernel may have.
 func (p *profile) kernels() []string {
 	var list []string
-	for _, k := range []string{KernelLT, KernelML} {
+	for _, k := range []string{inventory.KernelLT, inventory.KernelML} {
 		if len(p.Packages[k]) > 0 {
 			list = append(list, k)
 		}
 	}
-	return append([]string{KernelStock}, list...)
+	return append([]string{inventory.KernelStock}, list...)
 }
 
 func (r profileRepo) wanted(kernel string) bool {

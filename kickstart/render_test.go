@@ -61,7 +61,7 @@ func input(profile, machine string) Input {
 		panic(machine)
 	}
 	return Input{
-		Config: c, Machine: *m, Medium: "http://10.10.10.1:8080/media/" + profile, Options: DefaultOptions(),
+		Config: c, Machine: *m, Medium: "http://10.10.10.1:8080/media/" + profile,
 		Callback: Callback{URL: "https://10.10.10.1:8443", CA: testCA, Secret: testSecret, Attempt: 3, Agents: []Agent{
 			{"x86_64", "http://10.10.10.1:8080/agent/linux-amd64", testAgentSum}, {"aarch64", "http://10.10.10.1:8080/agent/linux-arm64", testAgentSum}}},
 	}
@@ -78,16 +78,18 @@ func fullInput(profile string) Input {
 		"kubernetes": {URL: "https://upstream.example.org/$basearch/", Via: inventory.ViaAppliance},
 		"ours":       {URL: "https://rpm.example.org/ours/"},
 	}
-	in.Options = Options{
-		Kernel: KernelLT, Docker: true, SELinux: "disabled", Disk: ">=40G smallest",
-		BootArgs:        []string{"console=ttyS0,115200n8", "quiet"},
-		ExtraPackages:   []string{"tmux", "vim-enhanced"},
-		PostScripts:     []Script{{"motd", "#!/bin/bash\nprintf '%s\\n' \"$HOSTNAME\" >/etc/motd\n%include /etc/passwd\n  %end\nEND\n"}},
-		Proxy:           "http://user:p%40ss@proxy.example.org:3128",
-		SandboxImage:    "registry.example.org/pause:3.9",
-		RegistryMirrors: map[string][]string{"docker.io": {"https://mirror.example.org", "http://10.10.10.1:5000"}, "ghcr.io": {"https://ghcr.example.org"}},
-		RepoKeys:        map[string]string{"kubernetes": "none", "ours": "https://rpm.example.org/KEY"},
+	in.Machine.Install.Repos = map[string]inventory.Repo{
+		"kubernetes": {URL: "http://10.10.10.1:8080/repo/kubernetes/", GPGKey: inventory.NoGPGKey},
+		"ours":       {URL: "https://rpm.example.org/ours/", GPGKey: "https://rpm.example.org/KEY"},
 	}
+	o := &in.Machine.Install
+	o.Kernel, o.Docker, o.SELinux, o.Disk = inventory.KernelLT, true, "disabled", ">=40G smallest"
+	o.BootArgs = []string{"console=ttyS0,115200n8", "quiet"}
+	o.ExtraPackages = []string{"tmux", "vim-enhanced"}
+	o.PostScripts = []inventory.Script{{Name: "motd", Text: "#!/bin/bash\nprintf '%s\\n' \"$HOSTNAME\" >/etc/motd\n%include /etc/passwd\n  %end\nEND\n"}}
+	o.Proxy = "http://user:p%40ss@proxy.example.org:3128"
+	o.SandboxImage = "registry.example.org/pause:3.9"
+	o.RegistryMirrors = map[string][]string{"docker.io": {"https://mirror.example.org", "http://10.10.10.1:5000"}, "ghcr.io": {"https://ghcr.example.org"}}
 	return in
 }
 
@@ -161,20 +163,22 @@ func TestRefused(t *testing.T) {
 			in.Machine.IP = in.Machine.IP.Next()
 			in.Config.Network.Prefix = in.Config.Cluster.PodCIDR
 		}, "in none of the networks"},
-		"medium":             {func(in *Input) { in.Medium = "ftp://x/y" }, "medium: is not a URL"},
-		"disk":               {func(in *Input) { in.Options.Disk = "sda sdb" }, `disk "sda sdb"`},
-		"kernel":             {func(in *Input) { in.Options.Kernel = "rt" }, `kernel: "rt" is not one of stock, lt, ml`},
-		"selinux":            {func(in *Input) { in.Options.SELinux = "off" }, `selinux: "off"`},
-		"proxy":              {func(in *Input) { in.Options.Proxy = "socks://x" }, "proxy: is not a URL"},
-		"repo":               {func(in *Input) { in.Machine.Install.Repos = map[string]inventory.Repo{"x": {URL: "y"}} }, "repos.x: is not a URL"},
-		"plain node plane":   {func(in *Input) { in.Callback.URL = "http://10.10.10.1:8443" }, "not one of HTTPS"},
-		"CA":                 {func(in *Input) { in.Callback.CA = "trust me" }, "CA is not one certificate"},
-		"agent's sum":        {func(in *Input) { in.Callback.Agents[0].SHA256 = "" }, `agent of "x86_64" has no SHA-256 sum`},
-		"agent's URL":        {func(in *Input) { in.Callback.Agents[0].URL = "file:///x" }, "agent of x86_64: is not a URL"},
-		"script":             {func(in *Input) { in.Options.PostScripts = []Script{{"x", "echo"}} }, "post_scripts[0] has no interpreter"},
-		"script from DOS":    {func(in *Input) { in.Options.PostScripts = []Script{{"x", "#!/bin/sh\r\n"}} }, "line 1 holds a control character"},
+		"medium":           {func(in *Input) { in.Medium = "ftp://x/y" }, "medium: is not a URL"},
+		"disk":             {func(in *Input) { in.Machine.Install.Disk = "sda sdb" }, `disk "sda sdb"`},
+		"kernel":           {func(in *Input) { in.Machine.Install.Kernel = "rt" }, `kernel: "rt" is not one of stock, lt, ml`},
+		"selinux":          {func(in *Input) { in.Machine.Install.SELinux = "off" }, `selinux: "off"`},
+		"proxy":            {func(in *Input) { in.Machine.Install.Proxy = "socks://x" }, "proxy: is not a URL"},
+		"repo":             {func(in *Input) { in.Machine.Install.Repos = map[string]inventory.Repo{"x": {URL: "y"}} }, "repos.x: is not a URL"},
+		"plain node plane": {func(in *Input) { in.Callback.URL = "http://10.10.10.1:8443" }, "not one of HTTPS"},
+		"CA":               {func(in *Input) { in.Callback.CA = "trust me" }, "CA is not one certificate"},
+		"agent's sum":      {func(in *Input) { in.Callback.Agents[0].SHA256 = "" }, `agent of "x86_64" has no SHA-256 sum`},
+		"agent's URL":      {func(in *Input) { in.Callback.Agents[0].URL = "file:///x" }, "agent of x86_64: is not a URL"},
+		"script":           {func(in *Input) { in.Machine.Install.PostScripts = []inventory.Script{{Name: "x", Text: "echo"}} }, "post_scripts[0] has no interpreter"},
+		"script from DOS": {func(in *Input) {
+			in.Machine.Install.PostScripts = []inventory.Script{{Name: "x", Text: "#!/bin/sh\r\n"}}
+		}, "line 1 holds a control character"},
 		"key with a newline": {func(in *Input) { in.Machine.Install.SSHAuthorizedKeys = []string{"ssh-rsa A\nssh-rsa B"} }, "control character"},
-		"group":              {func(in *Input) { in.Options.ExtraPackages = []string{"--nogpgcheck"} }, "is not the name of a package"},
+		"group":              {func(in *Input) { in.Machine.Install.ExtraPackages = []string{"--nogpgcheck"} }, "is not the name of a package"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			in := input("centos-7.9", "knode1")
@@ -194,7 +198,7 @@ func TestErrorsHoldNoSecret(t *testing.T) {
 		func(in *Input) { in.Callback.Secret = testSecret + `"` },
 		func(in *Input) { in.Machine.Install.RootPasswordHash = testSecret + "\n" },
 		func(in *Input) { in.Machine.Install.RootPasswordHash = testSecret + "\u2028" },
-		func(in *Input) { in.Options.Proxy = "http://u:" + testSecret + " @x" },
+		func(in *Input) { in.Machine.Install.Proxy = "http://u:" + testSecret + " @x" },
 		func(in *Input) {
 			in.Machine.Install.Repos = map[string]inventory.Repo{"x": {URL: "http://u:" + testSecret + "@/"}}
 		},

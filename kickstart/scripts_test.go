@@ -8,6 +8,8 @@ import (
 	"testing"
 
 	"github.com/stretchr/testify/require"
+
+	"rackstrap/inventory"
 )
 
 // Every script of both profiles runs, and what it leaves behind is what the plan prescribes.
@@ -69,9 +71,9 @@ func TestPostEmptiesTheVendorsRepositories(t *testing.T) {
 func TestPostWithEverything(t *testing.T) {
 	s := newSandbox(t)
 	in := fullInput("centos-7.9")
-	in.Options.PostScripts = []Script{
-		{"greet 'em", "#!/bin/bash\nprintf '%s\\n' \"a  b\" '$x' >/etc/motd\ncat >>/etc/motd <<END\n%end of all\n\ttab\nEND\n"},
-		{"second", "#!/bin/sh\necho second >>/etc/motd\n"},
+	in.Machine.Install.PostScripts = []inventory.Script{
+		{Name: "greet 'em", Text: "#!/bin/bash\nprintf '%s\\n' \"a  b\" '$x' >/etc/motd\ncat >>/etc/motd <<END\n%end of all\n\ttab\nEND\n"},
+		{Name: "second", Text: "#!/bin/sh\necho second >>/etc/motd\n"},
 	}
 	s.write("etc/sysconfig/kernel", "UPDATEDEFAULT=yes\nDEFAULTKERNEL=kernel\n")
 	s.write("lib/modules/5.4.278-1.el7.elrepo.x86_64/kernel/nf_conntrack.ko", "")
@@ -200,9 +202,9 @@ func TestPreChoosesTheDisk(t *testing.T) {
 				s.write("udev/"+name, properties)
 			}
 			in := input("centos-7.9", "knode1")
-			in.Options.Disk = rule
+			in.Machine.Install.Disk = rule
 			if rule == "" || rule == " " {
-				in.Options.Disk = ""
+				in.Machine.Install.Disk = ""
 			}
 			out, status := s.run(script(t, r, in, "%pre"))
 			if c.complaint != "" {

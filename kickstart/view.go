@@ -31,7 +31,7 @@ type view struct {
 	SELinux            string
 	Hosts              string // the lines of a hosts file
 
-	Disk        Disk
+	Disk        inventory.Disk
 	DiskWord    string // the disk's name, or what %pre puts it in place of
 	VolumeGroup string
 	BootArgs    []string
@@ -52,7 +52,7 @@ type view struct {
 	NoProxy       []string
 	CNI           string
 
-	PostScripts []Script
+	PostScripts []inventory.Script
 	Callback    *Callback // nil: report nothing
 	Server      string    // URL of the node plane, without a slash at its end
 	Role        string
@@ -73,10 +73,10 @@ type mirror struct {
 const noProxy = "_none_"
 
 func newView(in Input, p *profile) (*view, error) {
-	c, m, o := in.Config, in.Machine, in.Options
-	disk, err := ParseDisk(cmp.Or(o.Disk, m.Install.Disk))
+	c, m, o := in.Config, in.Machine, in.Machine.Install
+	disk, err := inventory.ParseDisk(o.Disk)
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("disk %w", err)
 	}
 	if m.MAC.IsZero() {
 		return nil, errors.New("its MAC address is not known yet")
@@ -91,12 +91,12 @@ func newView(in Input, p *profile) (*view, error) {
 	v := &view{
 		Title: p.Title, ClusterName: c.Cluster.Name,
 		Name: m.Name, MAC: m.MAC.String(), IP: m.IP.String(), Netmask: netmask(subnet.Prefix),
-		NTP: c.Network.NTP, Timezone: m.Install.Timezone, Medium: in.Medium,
-		RootHash: m.Install.RootPasswordHash, Keys: m.Install.SSHAuthorizedKeys,
+		NTP: c.Network.NTP, Timezone: o.Timezone, Medium: in.Medium,
+		RootHash: o.RootPasswordHash, Keys: o.SSHAuthorizedKeys,
 		SELinux: cmp.Or(o.SELinux, "permissive"),
 		Disk:    disk, DiskWord: cmp.Or(disk.Name, "@DISK@"), VolumeGroup: p.VolumeGroup, BootArgs: slices.Concat(p.BootArgs, o.BootArgs),
 		Packages: p.Packages, ExtraPackages: o.ExtraPackages, Kubernetes: kubernetes(c.Cluster.KubernetesVersion),
-		Kernel: cmp.Or(o.Kernel, KernelStock), VendorRepos: p.VendorRepos,
+		Kernel: cmp.Or(o.Kernel, inventory.KernelStock), VendorRepos: p.VendorRepos,
 		SandboxImage: cmp.Or(o.SandboxImage, c.Cluster.ImageRepository+"/"+p.SandboxImage),
 		Docker:       o.Docker, DockerMirrors: o.RegistryMirrors["docker.io"],
 		CNI: c.Cluster.CNI, PostScripts: o.PostScripts,
@@ -177,7 +177,7 @@ func hosts(c *inventory.Config) (string, error) {
 
 // proxies fills in what is reached through the proxy: nothing that is in the rack.
 func (v *view) proxies(in Input) error {
-	proxy, c := in.Options.Proxy, in.Config
+	proxy, c := in.Machine.Install.Proxy, in.Config
 	if proxy == "" {
 		return nil
 	}
@@ -228,9 +228,9 @@ func (v *view) repositories(in Input, p *profile) error {
 			URL:    cmp.Or(in.Config.Server.RepoURL(n, configured[n]), expand(r.URL, version)),
 			GPGKey: expand(r.GPGKey, version),
 		}
-		switch key := in.Options.RepoKeys[n]; key {
+		switch key := configured[n].GPGKey; key {
 		case "":
-		case "none":
+		case inventory.NoGPGKey:
 			out.GPGKey = ""
 		default:
 			out.GPGKey = key

@@ -49,8 +49,7 @@ func renderKickstart(r *kickstart.Renderer, cfg *inventory.Config, m inventory.M
 	if !ok {
 		return nil, fmt.Errorf("%s: medium %q is not configured", m.Name, m.Install.Medium)
 	}
-	return r.Render(kickstart.Input{Config: cfg, Machine: m, Medium: bootplan.MediumURL(cfg.Server, *medium),
-		Options: kickstart.DefaultOptions(), Callback: back})
+	return r.Render(kickstart.Input{Config: cfg, Machine: m, Medium: bootplan.MediumURL(cfg.Server, *medium), Callback: back})
 }
 
 // nodeURL is where the node plane is reached.

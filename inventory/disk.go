@@ -1,4 +1,4 @@
-package kickstart
+package inventory
 
 import (
 	"errors"
@@ -39,14 +39,14 @@ func ParseDisk(text string) (Disk, error) {
 	d := Disk{text: strings.Join(words, " ")}
 	for _, word := range words {
 		if err := d.word(word); err != nil {
-			return Disk{}, fmt.Errorf("disk %q: %w", text, err)
+			return Disk{}, fmt.Errorf("%q: %w", text, err)
 		}
 	}
 	switch {
 	case d.Name != "" && len(words) > 1:
-		return Disk{}, fmt.Errorf("disk %q: neither one disk nor a rule: sda, serial:…, wwn:…, smallest, largest, >=40G", text)
+		return Disk{}, fmt.Errorf("%q: neither one disk nor a rule: sda, serial:…, wwn:…, smallest, largest, >=40G", text)
 	case d.AtMost > 0 && d.AtLeast > d.AtMost:
-		return Disk{}, fmt.Errorf("disk %q: no disk can have such a size", text)
+		return Disk{}, fmt.Errorf("%q: no disk can have such a size", text)
 	}
 	return d, nil
 }

@@ -1,4 +1,4 @@
-package kickstart
+package inventory
 
 import (
 	"testing"
@@ -46,11 +46,7 @@ func FuzzParseDisk(f *testing.F) {
 		require.GreaterOrEqual(t, d.AtLeast, int64(0))
 		require.GreaterOrEqual(t, d.AtMost, int64(0))
 		for _, word := range []string{d.Name, d.Value, d.Order} {
-			quoted, err := ks(word)
-			require.NoError(t, err)
-			if word != "" {
-				require.Equal(t, word, quoted)
-			}
+			require.Regexp(t, `^[A-Za-z0-9._:+/-]*$`, word, "nothing that shells or the installer would take for more")
 		}
 	})
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"rackstrap/firstboot/agent"
 	"rackstrap/inventory"
 )
 
@@ -61,6 +62,7 @@ func rootCommand() *cobra.Command {
 		app.renderCommand(),
 		app.mediaCommand(),
 		app.labCommand(),
+		app.agentCommand(),
 		app.versionCommand(),
 	)
 	return root
@@ -84,8 +86,12 @@ func exitCode(err error) int {
 		usage  *usageError
 		config *configError
 		faults inventory.Faults
+
+		refused *agent.GiveUpError
 	)
 	switch {
+	case errors.As(err, &refused):
+		return exitRefused
 	case errors.As(err, &usage), errors.As(err, &config), errors.As(err, &faults),
 		strings.HasPrefix(err.Error(), "unknown command"): // cobra has no type for it
 		return exitUsage

@@ -1,0 +1,160 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"rackstrap/firstboot/api"
+)
+
+// join joins this machine, as what the configuration of the work makes of it. Leftovers of a failed join are
+// reset first; a machine that is in the cluster already is not touched.
+func (j *job) join(ctx context.Context) (api.Result, error) {
+	var result api.Result
+	j.awaitClock(ctx)
+	want, err := parseJoin(j.work.KubeadmConfig)
+	if err != nil {
+		return result, fatalf("configuration for kubeadm join: %w", err)
+	}
+	if (j.work.Action == api.JoinControlPlane) != want.controlPlane {
+		return result, fatalf("the configuration for kubeadm does not fit %s", j.work.Action)
+	}
+	if exists(j.path(kubeletConf)) && j.isMember(ctx, want, 15*time.Second) == nil {
+		j.tell("this node is in the cluster already", 0)
+		return result, nil
+	}
+	if err := j.importImages(ctx); err != nil {
+		return result, err
+	}
+	if left := j.leftovers(); left != "" {
+		j.tell("a join that failed left its traces: kubeadm reset", 0)
+		j.session.note("%s is there: reset", left)
+		if err := j.reset(ctx); err != nil {
+			return result, err
+		}
+	}
+	config, err := j.file("kubeadm.yaml", j.work.KubeadmConfig)
+	if err != nil {
+		return result, err
+	}
+	j.tell("kubeadm join", 0)
+	out, err := j.run(ctx, j.session, "kubeadm", "join", "--config", config)
+	os.Remove(config)
+	if err != nil {
+		return result, joinError(err)
+	}
+	// kubeadm's exit code is not believed: only what the API server says to kubelet's own credential.
+	if err := j.isMember(ctx, want, time.Minute); err != nil {
+		j.session.note("kubeadm printed %d bytes and ended well", len(out))
+		return result, retryf("kubeadm join ended well, but this node is not in the cluster: %w", err)
+	}
+	return result, nil
+}
+
+// joinConfig is what matters of a JoinConfiguration.
+type joinConfig struct {
+	hashes       []string
+	controlPlane bool
+}
+
+func parseJoin(text string) (joinConfig, error) {
+	decode := yaml.NewDecoder(strings.NewReader(text))
+	for {
+		var document struct {
+			Kind      string `yaml:"kind"`
+			Discovery struct {
+				BootstrapToken struct {
+					CACertHashes []string `yaml:"caCertHashes"`
+				} `yaml:"bootstrapToken"`
+			} `yaml:"discovery"`
+			ControlPlane *yaml.Node `yaml:"controlPlane"`
+		}
+		if err := decode.Decode(&document); err != nil {
+			return joinConfig{}, fmt.Errorf("no JoinConfiguration: %w", err)
+		}
+		if document.Kind == "JoinConfiguration" {
+			return joinConfig{document.Discovery.BootstrapToken.CACertHashes, document.ControlPlane != nil}, nil
+		}
+	}
+}
+
+// isMember asks with kubelet's own credential for this node, until limit. The CA on disk must be the one that is
+// pinned: what is left of another cluster does not count.
+func (j *job) isMember(ctx context.Context, want joinConfig, limit time.Duration) error {
+	ca, err := os.ReadFile(j.path(caFile))
+	if err != nil {
+		return err
+	}
+	hash, err := publicKeyHash(ca)
+	if err != nil {
+		return err
+	}
+	if len(want.hashes) > 0 && !slices.Contains(want.hashes, hash) {
+		return errors.New("the CA on this machine is that of another cluster")
+	}
+	if want.controlPlane && !exists(j.path(apiManifest)) {
+		return errors.New("there is no manifest of the API server")
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		err = j.ownNode(ctx)
+		if err == nil && want.controlPlane && !j.answers(ctx) {
+			err = errors.New("this master's API server does not answer")
+		}
+		if err == nil {
+			return nil
+		}
+		if sleep(ctx, 2*time.Second) != nil {
+			return err
+		}
+	}
+}
+
+func (j *job) ownNode(ctx context.Context) error {
+	out, err := j.run(ctx, j.session, "kubectl", "--kubeconfig", j.path(kubeletConf), "get", "node", j.o.Config.Name, "-o", "json", "--request-timeout=10s")
+	if err != nil {
+		return err
+	}
+	n, err := parseNode(out)
+	if err == nil && (n == nil || n.Metadata.Name != j.o.Config.Name) {
+		err = errors.New("no such node")
+	}
+	return err
+}
+
+// What kubeadm says when the token or the certificate key is not (or no longer) good. It hangs rather than fails when
+// a token expires on the way: discovery ends with the JWS message, the bootstrap of kubelet with a time-out.
+var authErrors = regexp.MustCompile(`(?i)could not find a JWS signature|failed to verify JWS signature|token id "?[a-z0-9]{6}"? is invalid|` +
+	`\bunauthorized\b|timed out waiting for the condition|` +
+	`configmaps "cluster-info" is forbidden|cannot get resource "configmaps"|` +
+	`error downloading certs|secret "kubeadm-certs" (was )?not found|error decoding (secret|certificate key)`)
+
+// discovered is printed once the token was good enough to read the cluster's configuration.
+const discovered = "Reading configuration from the cluster"
+
+func joinError(err error) error {
+	var p *programError
+	if !errors.As(err, &p) {
+		return retry(err)
+	}
+	switch {
+	case strings.Contains(p.Output, "are pinned"), strings.Contains(p.Output, "cluster CA found in cluster-info"):
+		return retryf("the API server that answered has another CA: %w", err)
+	case authErrors.MatchString(p.Output):
+		return unauthorized(err)
+	case p.Expired && (!strings.Contains(p.Output, discovered) || strings.Contains(p.Output, "TLS Bootstrap")):
+		return unauthorized(fmt.Errorf("%w (its token may have expired)", err))
+	case hopeless(err):
+		return fatal(err)
+	}
+	return retry(err)
+}

@@ -218,15 +218,16 @@ func (a *agent) deliver(ctx context.Context, w api.Work, out Outcome) (bool, err
 // finish ends a worker's agent for good. The marker comes first, for the work itself is done: the node is Ready.
 // A master's stays.
 func (a *agent) finish(ctx context.Context, w api.Work) (ended bool, err error) {
-	if a.Config.Role == roleControlPlane {
-		return a.deliver(ctx, w, Outcome{Result: api.Result{OK: true}})
+	out := a.Machine.Do(ctx, w, func(string, int) {})
+	if a.Config.Role == roleControlPlane || !out.OK {
+		return a.deliver(ctx, w, out)
 	}
 	if err := a.state.markJoined(); err != nil {
 		return false, err
 	}
 	bounded, cancel := context.WithTimeout(ctx, delivering)
 	defer cancel()
-	if _, err := a.deliver(bounded, w, Outcome{Result: api.Result{OK: true}}); err != nil {
+	if _, err := a.deliver(bounded, w, out); err != nil {
 		a.Log.Warn("the appliance could not be told that this agent ends", "err", err)
 	}
 	a.Log.Info("the node is Ready: this agent has nothing more to do")

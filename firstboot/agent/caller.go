@@ -90,6 +90,7 @@ type caller struct {
 	credential string
 	pause      time.Duration
 	log        *slog.Logger
+	now        func() time.Time
 }
 
 func newCaller(o Options) *caller {
@@ -98,7 +99,7 @@ func newCaller(o Options) *caller {
 		pause = time.Second
 	}
 	return &caller{http: o.Client, base: strings.TrimSuffix(o.Config.Server, "/") + "/api/v1/nodes/" + url.PathEscape(o.Config.Name) + "/",
-		attempt: o.Config.Attempt, token: o.Config.Token, pause: pause, log: o.Log}
+		attempt: o.Config.Attempt, token: o.Config.Token, pause: pause, log: o.Log, now: o.Now}
 }
 
 // exchange repeats until there is a credential.
@@ -232,6 +233,9 @@ func (c *caller) call(ctx context.Context, method, path, bearer string, body, an
 	}
 	req.Header.Set("Authorization", "Bearer "+bearer)
 	req.Header.Set(api.HeaderAttempt, strconv.Itoa(c.attempt))
+	if method == http.MethodGet {
+		req.Header.Set(api.HeaderClock, c.now().UTC().Format(time.RFC3339))
+	}
 	if content != nil {
 		req.Header.Set("Content-Type", kind)
 	}

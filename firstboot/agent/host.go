@@ -96,6 +96,9 @@ func (j *job) do(ctx context.Context) (api.Result, error) {
 	if err := j.check(); err != nil {
 		return api.Result{}, fatal(err)
 	}
+	if err := j.pointEndpoint(); err != nil {
+		return api.Result{}, err
+	}
 	switch j.work.Action {
 	case api.Init:
 		return j.initialise(ctx)
@@ -115,6 +118,8 @@ func (j *job) do(ctx context.Context) (api.Result, error) {
 		return j.verify(ctx)
 	case api.Kubeconfig:
 		return j.kubeconfig()
+	case api.Done: // the hosts file was all
+		return api.Result{}, nil
 	case api.Reset:
 		if err := j.reset(ctx); err != nil {
 			return api.Result{}, err
@@ -132,7 +137,7 @@ func (j *job) check() error {
 		return fmt.Errorf("%q is no name of a node", w.Node)
 	case w.Node == "" && (w.Action == api.CheckNode || w.Action == api.DeleteNode):
 		return errors.New("no node is named")
-	case w.Action == api.DeleteToken && !tokenID.MatchString(w.TokenID):
+	case (w.Action == api.DeleteToken || w.Action == api.MintToken) && !tokenID.MatchString(w.TokenID):
 		return errors.New("the public half of a token has six characters")
 	case strings.ContainsAny(w.Description, "\n\r\x00"):
 		return errors.New("a description of several lines")

@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,9 +11,12 @@ import (
 	"net/url"
 	"os"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
+
+	"go.yaml.in/yaml/v3"
 
 	"rackstrap/firstboot/api"
 )
@@ -97,28 +101,69 @@ func (j *job) dropDefaultTokens(ctx context.Context) error {
 	return nil
 }
 
-// mintToken makes a token for one node. Tokens of the same description are void: nobody got them, or they were refused.
+// mintToken makes a token for one node, under the ID that the appliance chose; a token that has it is replaced. The
+// secret half stands in a file: command lines are seen by everybody, pods included.
 func (j *job) mintToken(ctx context.Context) (api.Result, error) {
 	var result api.Result
 	if j.work.TTLSeconds <= 0 || j.work.Description == "" {
 		return result, fatalf("a token needs a life and a description")
 	}
-	if err := j.dropTokens(ctx, j.work.Description); err != nil {
-		return result, err
-	}
-	out, err := j.kubeadm(ctx, "token", "create", "--ttl", strconv.Itoa(j.work.TTLSeconds)+"s", "--description", j.work.Description)
+	version, err := j.run(ctx, j.session, "kubeadm", "version", "-o", "short")
 	if err != nil {
 		return result, err
 	}
-	for _, word := range words(out) {
-		if tokenForm.MatchString(word) {
-			result.Token = word
+	token := j.work.TokenID + "." + randomWord(16)
+	config, err := tokenConfig(token, j.work.Description, j.work.TTLSeconds, strings.TrimSpace(version), j.o.Config.Name)
+	if err != nil {
+		return result, err
+	}
+	file, err := j.file("token.yaml", config)
+	if err != nil {
+		return result, err
+	}
+	if err := j.dropToken(ctx, j.work.TokenID); err != nil {
+		return result, err
+	}
+	out, err := j.kubeadm(ctx, "token", "create", "--config", file)
+	if err != nil {
+		return result, err
+	}
+	if !slices.Contains(words(out), token) {
+		return result, errors.New("kubeadm token create did not print the token")
+	}
+	result.Token = token
+	return result, nil
+}
+
+// tokenConfig is the configuration of `kubeadm token create`. It holds more than the token, for what it does not hold
+// kubeadm finds out: the version on the internet, address and container runtime on the host.
+func tokenConfig(token, description string, seconds int, version, name string) (string, error) {
+	initial, err := yaml.Marshal(object{
+		"apiVersion": "kubeadm.k8s.io/v1beta3", "kind": "InitConfiguration",
+		"bootstrapTokens": []object{{"token": token, "description": description, "ttl": strconv.Itoa(seconds) + "s",
+			"usages": []string{"signing", "authentication"}, "groups": []string{"system:bootstrappers:kubeadm:default-node-token"}}},
+		"nodeRegistration": object{"name": name, "criSocket": criSocket},
+		"localAPIEndpoint": object{"advertiseAddress": "192.0.2.1"}, // not used
+	})
+	if err != nil {
+		return "", err
+	}
+	cluster, err := yaml.Marshal(object{"apiVersion": "kubeadm.k8s.io/v1beta3", "kind": "ClusterConfiguration", "kubernetesVersion": version})
+	return string(initial) + "---\n" + string(cluster), err
+}
+
+// randomWord is made of the characters of a token's secret half.
+func randomWord(length int) string {
+	const letters = "abcdefghijklmnopqrstuvwxyz0123456789"
+	word := make([]byte, 0, length)
+	for len(word) < length {
+		var raw [1]byte
+		rand.Read(raw[:])
+		if int(raw[0]) < 256/len(letters)*len(letters) { // no letter more often than another
+			word = append(word, letters[int(raw[0])%len(letters)])
 		}
 	}
-	if result.Token == "" {
-		return result, errors.New("kubeadm token create printed no token")
-	}
-	return result, nil
+	return string(word)
 }
 
 func (j *job) deleteToken(ctx context.Context) (api.Result, error) {

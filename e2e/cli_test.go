@@ -160,3 +160,46 @@ func TestEveryLoaderByEveryClient(t *testing.T) {
 	}
 	require.GreaterOrEqual(t, fetched, 5*4, "the loaders are there: `make loaders`")
 }
+
+// What a reload would change in the kickstarts is seen before it is done, and without secrets.
+func TestRenderDiff(t *testing.T) {
+	n := newNetwork(t, "e2ediff")
+	config := stormConfig(t, 3)
+	add := func(old, new string) {
+		text, err := os.ReadFile(config)
+		require.NoError(t, err)
+		require.Equal(t, 1, strings.Count(string(text), old), old)
+		require.NoError(t, os.WriteFile(config, []byte(strings.Replace(string(text), old, new, 1)), 0o600))
+	}
+	add("machines:", "install: {profile: centos-7.9, root_password_hash: \"$6$saltsalt$topsecret\", proxy: \"http://u:topsecret@p.lab:3128\"}\nmachines:")
+	do := func(args ...string) string { return rackstrap(t, append([]string{"--config", config}, args...)...) }
+	out, err := tryRackstrap(t, "--config", config, "render", "kickstart", "--diff")
+	require.Equal(t, 1, exitCode(t, err), out)
+	require.Contains(t, out, "no daemon answers")
+	out, err = tryRackstrap(t, "--config", config, "render", "ipxe", "m0", "--diff")
+	require.Equal(t, 2, exitCode(t, err), out)
+
+	n.serve(t, config)
+	require.Equal(t, "no change for any of 3 machines\n", do("render", "kickstart", "--diff"))
+	require.Equal(t, "m1: no change\n", do("render", "kickstart", "m1", "--diff"))
+	require.Contains(t, do("render", "kickstart", "m1"), "topsecret", "the file's own, for who can read the file")
+
+	add("topsecret\"", "topsecret2\"")
+	add("u:topsecret@", "u:topsecret3@")
+	add("10.20.1.2, role", "10.20.1.2, kernel: lt, role")
+	text, err := os.ReadFile(config)
+	require.NoError(t, err)
+	require.NoError(t, os.WriteFile(config, append(text, "  - {name: m9, mac: \"52:54:00:01:00:09\", ip: 10.20.9.9, role: worker}\n"...), 0o600))
+	diff := do("render", "kickstart", "--diff")
+	require.NotContains(t, diff, "topsecret")
+	require.Contains(t, diff, "4 of 4 machines change\n")
+	require.Regexp(t, `\n-rootpw --iscrypted "\$6\$hidden\$[0-9a-f]{8}"\n\+rootpw --iscrypted "\$6\$hidden\$[0-9a-f]{8}"\n`, diff)
+	require.Contains(t, diff, "kickstart of m9\n--- /dev/null\n+++ "+config+"\n")
+	one := do("render", "kickstart", "m1", "--diff")
+	require.Contains(t, one, "--- "+config+" (in force)\n+++ "+config+"\n")
+	require.Contains(t, one, "\n+step kernel lt\n")
+	require.NotContains(t, one, "m9\n---")
+	out, err = tryRackstrap(t, "--config", config, "render", "kickstart", "nobody", "--diff")
+	require.Equal(t, 1, exitCode(t, err), out)
+	require.Contains(t, out, `no machine "nobody"`)
+}

@@ -80,7 +80,8 @@ func (c *Client) Release(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, "/api/v1/machines/"+url.PathEscape(name)+"/release", nil, nil)
 }
 
-// Render is what the daemon would serve the machine now: "ipxe" or "grub".
+// Render is what the daemon would serve the machine now: "ipxe" or "grub"; or "kickstart", of its configuration in
+// force, with stand-ins for all secrets.
 func (c *Client) Render(ctx context.Context, what, name string) ([]byte, error) {
 	body, err := c.open(ctx, http.MethodGet, "/api/v1/render/"+what+"/"+url.PathEscape(name), nil)
 	if err != nil {

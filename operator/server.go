@@ -26,9 +26,11 @@ type Options struct {
 	Rack    *lifecycle.Rack
 	Plan    *bootplan.Plan
 	Reload  func(context.Context) (ReloadResult, error)
-	Status  func() Status // all but Machines, Leases, Dropped and Now, which come from the Rack
-	Log     *slog.Logger
-	Now     func() time.Time
+	// Kickstart renders that of a machine of the configuration in force, without any secret.
+	Kickstart func(name string) ([]byte, error)
+	Status    func() Status // all but Machines, Leases, Dropped and Now, which come from the Rack
+	Log       *slog.Logger
+	Now       func() time.Time
 }
 
 // Server answers the operator's commands.
@@ -183,6 +185,13 @@ func (s *Server) who(text string) (inventory.MAC, error) {
 }
 
 func (s *Server) render(c echo.Context) error {
+	if c.Param("what") == "kickstart" {
+		text, err := s.o.Kickstart(c.Param("name"))
+		if err != nil {
+			return err
+		}
+		return c.Blob(http.StatusOK, echo.MIMETextPlainCharsetUTF8, text)
+	}
 	mac, err := s.who(c.Param("name"))
 	if err != nil {
 		return err
@@ -190,7 +199,7 @@ func (s *Server) render(c echo.Context) error {
 	renderers := map[string]func(lifecycle.Decision) ([]byte, error){"ipxe": s.o.Plan.IPXE, "grub": s.o.Plan.GRUB}
 	render, ok := renderers[c.Param("what")]
 	if !ok {
-		return echo.NewHTTPError(http.StatusNotFound, "ipxe or grub can be rendered")
+		return echo.NewHTTPError(http.StatusNotFound, "ipxe, grub or kickstart can be rendered")
 	}
 	text, err := render(s.o.Rack.Decide(mac))
 	if err != nil {

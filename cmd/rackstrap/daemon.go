@@ -142,7 +142,8 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 	d.add("https", nodes.Addr().String(), nodes, nodes.Run)
 
 	desk, err := operator.Listen(operator.Options{DataDir: cfg.Server.DataDir, Rack: d.rack, Plan: d.plan,
-		Reload: d.reload, Status: d.status, Log: d.log, Now: time.Now})
+		Kickstart: func(name string) ([]byte, error) { return renderMasked(renderer, d.rack.Config(), name) },
+		Reload:    d.reload, Status: d.status, Log: d.log, Now: time.Now})
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -14,9 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"rackstrap/assets"
 	"rackstrap/inventory"
-	"rackstrap/kickstart"
 	"rackstrap/lifecycle"
 	"rackstrap/operator"
 )
@@ -288,73 +285,4 @@ func (a *app) releaseCommand() *cobra.Command {
 			return nil
 		},
 	}
-}
-
-func (a *app) renderCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:       "render {ipxe|grub|kickstart} NAME",
-		Short:     "Print what a machine is served: now, or (without a daemon) what the configuration says for a new one",
-		Args:      args(cobra.ExactArgs(2)),
-		ValidArgs: []string{"ipxe", "grub", "kickstart"},
-		RunE: func(cmd *cobra.Command, given []string) error {
-			what, name := given[0], given[1]
-			cfg, err := a.loadConfig()
-			if err != nil {
-				return err
-			}
-			if what == "kickstart" { // the daemon's own would hold a live secret
-				return printKickstart(cmd, cfg, name)
-			}
-			text, err := operator.NewClient(cfg.Server.DataDir).Render(cmd.Context(), what, name)
-			var absent *operator.NotRunningError
-			if errors.As(err, &absent) {
-				text, err = renderOffline(cmd.Context(), cfg, what, name)
-			}
-			if err != nil {
-				return err
-			}
-			_, err = cmd.OutOrStdout().Write(text)
-			return err
-		},
-	}
-}
-
-func renderOffline(ctx context.Context, cfg *inventory.Config, what, name string) ([]byte, error) {
-	m, ok := cfg.ByName(name)
-	if !ok {
-		return nil, &lifecycle.UnknownMachineError{Name: name}
-	}
-	plan, rack, err := offlinePlan(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	defer plan.Library().Close()
-	switch decision := rack.Decide(m.MAC); what {
-	case "ipxe":
-		return plan.IPXE(decision)
-	case "grub":
-		return plan.GRUB(decision)
-	}
-	return nil, &usageError{fmt.Errorf("%s cannot be rendered: ipxe, grub or kickstart", what)}
-}
-
-// printKickstart prints the kickstart that a machine would get, with a token that opens nothing.
-func printKickstart(cmd *cobra.Command, cfg *inventory.Config, name string) error {
-	m, ok := cfg.ByName(name)
-	if !ok {
-		return &lifecycle.UnknownMachineError{Name: name}
-	}
-	renderer, err := kickstart.New(assets.Profiles())
-	if err != nil {
-		return err
-	}
-	if resolved, err := cfg.Resolve(interfaceAddresses); err == nil {
-		cfg = resolved
-	}
-	text, err := renderSample(renderer, cfg, *m)
-	if err != nil {
-		return err
-	}
-	_, err = cmd.OutOrStdout().Write(text)
-	return err
 }

@@ -48,7 +48,7 @@ func (a *app) labCommand() *cobra.Command {
 		}
 	}
 	cmd.AddCommand(a.labUpCommand(flags), labStatusCommand(flags), labConsoleCommand(flags), labScreenshotCommand(flags),
-		labPowerCommand(flags), labPlantCommand(flags), labDownCommand(flags))
+		labPowerCommand(flags), labPlantCommand(flags), labKubernetesCommand(), labDownCommand(flags))
 	return cmd
 }
 

@@ -30,6 +30,8 @@ var allowed = map[string][]string{
 	"firstboot/agent":  {"firstboot/api"},
 	"repo":             {"inventory", "media"},
 	"lab/kube":         {},
+	"lab/kube/pause":   {},
+	"lab/kube/web":     {},
 	"lab/installer":    {},
 	"operator":         {"inventory", "lifecycle", "bootplan"},
 	"lab":              {"lab/kube", "lab/installer"},

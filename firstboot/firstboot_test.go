@@ -112,8 +112,69 @@ func TestFailureIsReportedAndRetried(t *testing.T) {
 	}
 	d := p.rack.Decide(mac)
 	require.Equal(t, lifecycle.ActionHold, d.Action)
-	require.Contains(t, d.Reason, "%post failed: line 7: no space left")
+	require.Contains(t, d.Reason, "%post failed: no space left")
 	require.NotContains(t, d.Reason, "\x1b")
+}
+
+// What `status` shows is the line that failed; the tail of the log is in the timeline.
+func TestFailureNamesTheLine(t *testing.T) {
+	for name, c := range map[string]struct{ phase, tail, want string }{
+		"%post":           {"post", "rackstrap: packages\npackage kubeadm-1.28.2 is not installed\nrackstrap: failed at: rpm --query \"$package\" (status 1)\n", `%post failed at: rpm --query "$package" (status 1): package kubeadm-1.28.2 is not installed`},
+		"a silent one":    {"post", "rackstrap: swap\nrackstrap: failed at: false (status 1)\n", "%post failed at: false (status 1)"},
+		"%post's own":     {"post", "x\nrackstrap: the appliance has no agent for riscv64\n", "%post failed: the appliance has no agent for riscv64"},
+		"%pre":            {"pre", "no disk is >=1T; the disks: sda (500 GB)\n", "%pre failed: no disk is >=1T; the disks: sda (500 GB)"},
+		"Anaconda":        {"install", "10:00:00,1 INFO anaconda: x\n10:00:01,2 ERR packaging: No such group: core\n10:00:02,3 DEBUG blivet: y\n", "install failed: 10:00:01,2 ERR packaging: No such group: core"},
+		"something else":  {"install", "a\nb\n\n", "install failed: b"},
+		"nothing":         {"", " \n", "installation failed; it left no log"},
+		"a long line":     {"post", strings.Repeat("y", 9000), "%post failed: " + strings.Repeat("y", maxReason) + "…"},
+		"control symbols": {"po\x1bst", "rackstrap: failed at: \x1b[31mfalse\r (status 1)", "%post failed at: [31mfalse (status 1)"},
+	} {
+		require.Equal(t, c.want, failureOf(c.phase, c.tail), name)
+	}
+
+	p := newPlane(t)
+	secret, attempt := p.install(t)
+	failure := report{Attempt: attempt, Kind: "failed", Phase: "post", Text: "token " + secret + " $6$saltsalt$abcdefghijkl\nrackstrap: failed at: curl (status 7)\n"}
+	for range 2 {
+		require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, failure))
+	}
+	require.Contains(t, p.rack.Decide(mac).Reason, "kmaster failed, installation 2 of 3 follows: %post failed at: curl (status 7): token (hidden) (hidden)")
+	events, err := p.rack.Events(t.Context(), lifecycle.EventQuery{MAC: mac})
+	require.NoError(t, err)
+	said := 0
+	for _, e := range events {
+		require.NotContains(t, e.Text, secret)
+		if e.Kind == "log" {
+			said++
+			require.Equal(t, "end of the log of post: token (hidden) (hidden) rackstrap: failed at: curl (status 7)", e.Text)
+		}
+	}
+	require.Equal(t, 1, said)
+	require.NotContains(t, p.log.String(), secret)
+}
+
+func TestProgressIsShown(t *testing.T) {
+	p := newPlane(t)
+	secret, attempt := p.install(t)
+	for _, r := range []report{
+		{Phase: "pre", Percent: 50, Text: "disk"}, {Phase: "post", Percent: 25, Text: "kernel"}, {Phase: "post", Percent: 5, Text: "overtaken"},
+		{Phase: "post", Percent: 25, Text: "token " + secret},
+	} {
+		r.Attempt, r.Kind = attempt, "progress"
+		require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, r))
+	}
+	require.Equal(t, "post 25%: token (hidden)", p.rack.Machines()[0].Progress.String())
+	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, report{Attempt: attempt, Kind: "progress", Phase: "post", Percent: 1 << 30}))
+	require.Equal(t, 100, p.rack.Machines()[0].Progress.Percent)
+	events, err := p.rack.Events(t.Context(), lifecycle.EventQuery{MAC: mac})
+	require.NoError(t, err)
+	var texts []string
+	for _, e := range events {
+		if e.Kind == "progress" {
+			texts = append(texts, e.Text)
+		}
+	}
+	require.Equal(t, []string{"pre 50%: disk", "post 25%: kernel", "post 25%: token (hidden)", "post 100%"}, texts)
 }
 
 func TestRefusals(t *testing.T) {

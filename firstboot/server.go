@@ -105,6 +105,7 @@ type report struct {
 	Attempt int    `json:"attempt"`
 	Kind    string `json:"kind"`  // installed, failed, progress
 	Phase   string `json:"phase"` // pre, install, post
+	Percent int    `json:"percent"`
 	Text    string `json:"text"`
 }
 
@@ -140,16 +141,24 @@ func (s *Server) event(c echo.Context) error {
 // apply carries a report out. It returns when what it changed is on disk; a report that is repeated, because
 // its answer was lost, changes nothing.
 func (s *Server) apply(ctx context.Context, name string, r report) error {
+	r.Text = s.o.Rack.Redact(name, r.Text)
 	text := printable(r.Text)
 	switch r.Kind {
 	case "installed":
 		_, err := s.o.Rack.Apply(ctx, name, lifecycle.ReportDone, "reported by its %post")
 		return err
 	case "failed":
-		_, err := s.o.Rack.FailInstall(ctx, name, fmt.Sprintf("%%%s failed: %s", printable(r.Phase), text))
+		before, err := s.o.Rack.Member(name)
+		if err != nil {
+			return err
+		}
+		after, err := s.o.Rack.FailInstall(ctx, name, failureOf(r.Phase, r.Text))
+		if err == nil && after.Revision != before.Record.Revision { // else it is said again
+			s.logTail(name, r.Phase, text)
+		}
 		return err
 	case "progress":
-		s.o.Rack.Observe(s.eventOf(name, lifecycle.Info, "progress", text))
+		s.progressOf(name, r, text)
 		return nil
 	}
 	return echo.NewHTTPError(http.StatusBadRequest, "kind: installed, failed or progress")

@@ -56,6 +56,7 @@ func (s *Server) observe(next echo.HandlerFunc) echo.HandlerFunc {
 		s.metrics.inFlight.Inc()
 		defer s.metrics.inFlight.Dec()
 		start := time.Now()
+		s.o.Rack.Alive(client(c)) // an installer that fetches packages is busy, though it reports nothing
 
 		panicked := s.protect(c, next)
 		w.commit()

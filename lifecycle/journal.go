@@ -95,6 +95,9 @@ func (r *Rack) Observe(e Event) {
 		}
 		r.mu.RUnlock()
 	}
+	if e.Machine != "" && e.Level != Alarm && e.Source != "lifecycle" && e.Source != "operator" {
+		r.alive(e.Machine, e.Time) // an alarm may be about somebody else who asked in its place
+	}
 	r.journal.add(e)
 	r.journal.announce(e)
 	r.logEvent(e)

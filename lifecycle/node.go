@@ -20,6 +20,8 @@ func (rec Record) recovers(t Trigger) bool {
 		return false
 	}
 	switch rec.Failure.Phase {
+	case Installing:
+		return t == ReportDone
 	case Initialising, Joining:
 		return t == ReportJoined
 	case Joined:

@@ -48,6 +48,8 @@ type Rack struct {
 	leaseOf   map[inventory.MAC]netip.Addr
 
 	journal journal
+	lives   lives     // what machines do just now
+	started time.Time // when this Rack began to listen
 }
 
 type sighting struct {
@@ -64,6 +66,7 @@ func New(ctx context.Context, cfg *inventory.Config, o Options) (*Rack, error) {
 		leases:    map[netip.Addr]Lease{},
 		leaseOf:   map[inventory.MAC]netip.Addr{},
 	}
+	r.started = r.now()
 	r.journal.init()
 	records, err := r.store.Records(ctx)
 	if err != nil {
@@ -300,7 +303,7 @@ func (r *Rack) decide(mac inventory.MAC) Decision {
 	case state == Installing:
 		d.Action, d.Reason = ActionHold, fmt.Sprintf("%s was installed %d times without success: `rackstrap reinstall %s` tries again", m.Name, rec.Tries, m.Name)
 	case rec.retries(limit):
-		d.Action, d.Reason = ActionInstall, fmt.Sprintf("%s failed, installation %d of %d follows", m.Name, rec.Tries+1, limit)
+		d.Action, d.Reason = ActionInstall, fmt.Sprintf("%s failed, installation %d of %d follows: %s", m.Name, rec.Tries+1, limit, rec.Failure.Reason)
 	case state == Failed:
 		d.Action, d.Reason = ActionHold, fmt.Sprintf("%s failed: %s", m.Name, rec.Failure.Reason)
 	case state.pastInstall():
@@ -330,6 +333,7 @@ type Status struct {
 	Limit    int               `json:"limit,omitempty"` // installations tried before it is held
 	Record   Record            `json:"record,omitzero"`
 	Sighting Sighting          `json:"seen,omitzero"`
+	Progress *Progress         `json:"progress,omitempty"` // with what it does in its present state
 }
 
 // Machines lists the machines of the list, in its order, and then those discovered, the latest first.
@@ -342,6 +346,9 @@ func (r *Rack) Machines() []Status {
 		if rec, ok := r.records[m.Name]; ok && (m.MAC == rec.MAC || m.MAC.IsZero() && rec.Enrolled) {
 			st.MAC, st.Record, st.State = rec.MAC, rec, rec.State
 			st.Record = st.Record.Public()
+			if p, ok := r.progress(rec); ok {
+				st.Progress = &p
+			}
 		}
 		if st.MAC.IsZero() {
 			st.Reason = "a free slot"

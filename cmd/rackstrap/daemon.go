@@ -94,6 +94,7 @@ func newDaemon(ctx context.Context, cfg *inventory.Config, load func() (*invento
 // bind binds the listeners, in the order of a boot.
 func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error {
 	d.add("journal", "", nil, d.rack.Run)
+	d.add("watchdog", "", nil, d.rack.Watch)
 	if cfg.Network.DHCP.Mode != inventory.DHCPOff {
 		server, err := dhcp.Listen(dhcp.Options{Rack: d.rack, Boot: d.plan, Log: d.log, Now: time.Now, Metrics: metrics,
 			Interface: cfg.Server.Interface, Address: cfg.Server.Address, Port: cfg.Server.DHCPPort, HTTPPort: cfg.Server.HTTPPort})

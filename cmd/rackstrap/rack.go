@@ -88,16 +88,28 @@ func statusTable(w io.Writer, st operator.Status) {
 
 // machinesTable is one line a machine; the discovered ones say how they are approved.
 func machinesTable(w io.Writer, st operator.Status) {
-	fmt.Fprintln(w, "NAME\tMAC\tADDRESS\tROLE\tSTATE\tTRY\tBOOTS\tFIRMWARE\tSEEN\tWHY")
+	fmt.Fprintln(w, "NAME\tMAC\tADDRESS\tROLE\tSTATE\tTRY\tBOOTS\tFIRMWARE\tSEEN\tPROGRESS\tWHY")
 	for _, m := range st.Machines {
 		try := "-"
 		if m.Record.Attempt > 0 {
 			try = fmt.Sprintf("%d/%d", m.Record.Tries, m.Limit)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), or(macText(m.MAC), "-"), addrText(m),
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), or(macText(m.MAC), "-"), addrText(m),
 			or(string(m.Role), "-"), or(string(m.State), "-"), try, or(string(m.Action), "-"), or(m.Sighting.Firmware, "-"),
-			age(st.Now, m.Sighting.Last), m.Reason)
+			age(st.Now, m.Sighting.Last), progressText(m), m.Reason)
 	}
+}
+
+// progressText is how far a machine is, short enough for a column.
+func progressText(m lifecycle.Status) string {
+	if m.Progress == nil {
+		return "-"
+	}
+	text := []rune(m.Progress.String())
+	if len(text) > 40 {
+		text = append(text[:39], '…')
+	}
+	return string(text)
 }
 
 func macText(mac inventory.MAC) string {

@@ -1,0 +1,83 @@
+package firstboot
+
+import (
+	"fmt"
+	"strings"
+
+	"rackstrap/lifecycle"
+)
+
+// The installer's own words, which the kickstart's scripts write to their logs: `rackstrap: failed at: COMMAND
+// (status 1)` by the trap of %post, `rackstrap: no disk is …` by %pre.
+const (
+	ownWords = "rackstrap: "
+	failedAt = ownWords + "failed at: "
+)
+
+// maxReason bounds what `status` shows of a failure; the rest of the log's tail is an event.
+const maxReason = 300
+
+// failureOf makes one line of the tail of a log: the command that failed, and what was said before it. A log without
+// the kickstart's own words has its reason in Anaconda's last error, else at its end.
+func failureOf(phase, tail string) string {
+	var said []string
+	for line := range strings.Lines(tail) {
+		if line = printable(line); line != "" {
+			said = append(said, line)
+		}
+	}
+	last := func(words ...string) int {
+		for i := len(said) - 1; i >= 0; i-- {
+			for _, w := range words {
+				if strings.Contains(said[i], w) {
+					return i
+				}
+			}
+		}
+		return -1
+	}
+	reason := ""
+	if i := last(failedAt); i >= 0 {
+		reason = strings.TrimPrefix(said[i], ownWords)
+		if i > 0 && !strings.HasPrefix(said[i-1], ownWords) {
+			reason += ": " + said[i-1]
+		}
+	} else if i := last(ownWords); i >= 0 {
+		reason = strings.TrimPrefix(said[i], ownWords)
+	} else if i := last(" CRIT ", " ERR "); i >= 0 { // as Anaconda's logs say it
+		reason = said[i]
+	} else if len(said) > 0 {
+		reason = said[len(said)-1]
+	}
+	if phase = printable(phase); phase == "" {
+		phase = "installation"
+	} else if phase != "install" {
+		phase = "%" + phase
+	}
+	if reason == "" {
+		return phase + " failed; it left no log"
+	}
+	if len(reason) > maxReason {
+		reason = reason[:maxReason] + "…"
+	}
+	if strings.HasPrefix(reason, "failed at: ") {
+		return phase + " " + reason
+	}
+	return phase + " failed: " + reason
+}
+
+// progressOf notes how far a machine is, for `status`, and its timeline.
+func (s *Server) progressOf(name string, r report, text string) {
+	p := lifecycle.Progress{Phase: printable(r.Phase), Percent: min(max(r.Percent, 0), 100), Text: text}
+	if !s.o.Rack.Report(name, r.Attempt, p) {
+		return // it was overtaken by a later one
+	}
+	s.o.Rack.Observe(s.eventOf(name, lifecycle.Info, "progress", p.String()))
+}
+
+// logTail puts what a failed machine sent of its log into its timeline.
+func (s *Server) logTail(name, phase, tail string) {
+	if tail != "" {
+		s.o.Rack.Observe(s.eventOf(name, lifecycle.Warn, "log", fmt.Sprintf("end of the log of %s: %s", printable(phase), tail)))
+	}
+}

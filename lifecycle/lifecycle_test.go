@@ -80,7 +80,7 @@ func TestTransitions(t *testing.T) {
 		"armed begin-install": Installing, "armed adopt": Installed,
 		"installing begin-install": Installing, "installing installed": Installed, "installing adopt": Installed, "installing call-home": Firstboot,
 		"installed installed": Installed, "installed call-home": Firstboot,
-		"firstboot call-home": Firstboot, "firstboot take-init-lock": Initialising, "firstboot must-wait": Waiting,
+		"firstboot call-home": Firstboot, "firstboot take-init-lock": Initialising, "firstboot must-wait": Waiting, "firstboot joined": Joined,
 		"waiting call-home": Waiting, "waiting take-init-lock": Initialising, "waiting must-wait": Waiting, "waiting begin-join": Joining,
 		"initialising call-home": Initialising, "initialising take-init-lock": Initialising, "initialising joined": Joined,
 		"joining call-home": Joining, "joining must-wait": Waiting, "joining begin-join": Joining, "joining joined": Joined,

@@ -151,6 +151,12 @@ func (r *Rack) Advance(ctx context.Context, name string, attempt int, t Trigger,
 	})
 }
 
+// MarkFailed notes in a change (see Advance) that the machine failed in its present state. Retryable: good news that
+// comes late can still be taken.
+func (rec *Record) MarkFailed(reason string, retryable bool) error {
+	return rec.fail(Fail, reason, retryable)
+}
+
 // FailIn notes that the machine failed in a phase, if that is still the one it is in; else *TransitionError.
 func (r *Rack) FailIn(ctx context.Context, name string, attempt int, phase State, reason string, retryable bool) (Record, error) {
 	return r.update(ctx, name, "failed", func(rec *Record) error {

@@ -56,9 +56,9 @@ func (e *TransitionError) Error() string {
 var transitions = map[State]map[Trigger]State{
 	Discovered:   {Arm: Armed},
 	Armed:        {BeginInstall: Installing, Adopt: Installed},
-	Installing:   {BeginInstall: Installing, ReportDone: Installed, Adopt: Installed, CallHome: Firstboot}, // again: a power cut, a new attempt
-	Installed:    {ReportDone: Installed, CallHome: Firstboot},                                             // again: the answer was lost
-	Firstboot:    {CallHome: Firstboot, TakeInitLock: Initialising, MustWait: Waiting},
+	Installing:   {BeginInstall: Installing, ReportDone: Installed, Adopt: Installed, CallHome: Firstboot},   // again: a power cut, a new attempt
+	Installed:    {ReportDone: Installed, CallHome: Firstboot},                                               // again: the answer was lost
+	Firstboot:    {CallHome: Firstboot, TakeInitLock: Initialising, MustWait: Waiting, ReportJoined: Joined}, // adopted after it had joined
 	Waiting:      {CallHome: Waiting, TakeInitLock: Initialising, MustWait: Waiting, BeginJoin: Joining},
 	Initialising: {CallHome: Initialising, TakeInitLock: Initialising, ReportJoined: Joined},
 	Joining:      {CallHome: Joining, MustWait: Waiting, BeginJoin: Joining, ReportJoined: Joined},

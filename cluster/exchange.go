@@ -1,0 +1,60 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"rackstrap/firstboot/api"
+	"rackstrap/inventory"
+	"rackstrap/lifecycle"
+)
+
+// ErrForeignMAC is a machine that names another MAC than the one that its name belongs to: 403.
+var ErrForeignMAC = errors.New("this is not the machine's MAC address")
+
+// warnSkew is by how much a clock may be off before the operator hears of it.
+const warnSkew = 30 * time.Second
+
+// Exchange makes a credential of the install token of an attempt, and notes what the machine tells of itself. Errors: as
+// of lifecycle.Rack.CallHome, and ErrForeignMAC.
+func (c *Coordinator) Exchange(ctx context.Context, name, secret string, ex api.Exchange) (api.Credential, error) {
+	m, err := c.o.Rack.Member(name)
+	if err != nil {
+		return api.Credential{}, err
+	}
+	mac, err := inventory.ParseMAC(ex.MAC)
+	if err != nil || mac != m.Record.MAC {
+		if err := c.o.Rack.CheckSecret(name, ex.Attempt, secret); err != nil {
+			return api.Credential{}, err // whoever has no token learns nothing of MACs
+		}
+		return api.Credential{}, ErrForeignMAC
+	}
+	skew := ex.Facts.Clock.Sub(c.o.Now())
+	if ex.Facts.Clock.IsZero() {
+		skew = 0
+	}
+	rec, credential, err := c.o.Rack.CallHome(ctx, name, ex.Attempt, secret, func(rec *lifecycle.Record) {
+		rec.Node.CPUs, rec.Node.MemoryMiB, rec.Node.Skew = ex.Facts.CPUs, ex.Facts.MemoryMiB, skew
+		if ex.Facts.Joined && rec.State == lifecycle.Firstboot {
+			rec.Node.Reset = true
+		}
+	})
+	if err != nil {
+		return api.Credential{}, err
+	}
+	f := ex.Facts
+	c.say(rec, lifecycle.Info, "facts", "%s", oneLine(fmt.Sprintf("%d CPU, %d MiB, %s, kernel %s, containerd %s, kubeadm %s, agent %s",
+		f.CPUs, f.MemoryMiB, f.OS, f.Kernel, f.Containerd, f.Kubeadm, f.Agent)))
+	if f.Hostname != "" && f.Hostname != name {
+		c.say(rec, lifecycle.Warn, "facts", "it calls itself %s; its node will be called %s", oneLine(f.Hostname), name)
+	}
+	switch {
+	case skew.Abs() > maxSkew:
+		c.say(rec, lifecycle.Alarm, "clock", "its clock is %s: it joins when that is right", skewText(skew))
+	case skew.Abs() > warnSkew:
+		c.say(rec, lifecycle.Warn, "clock", "its clock is %s", skewText(skew))
+	}
+	return api.Credential{Credential: credential, Role: string(m.Machine.Role)}, nil
+}

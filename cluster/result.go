@@ -1,0 +1,341 @@
+package cluster
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"time"
+
+	"rackstrap/firstboot/api"
+	"rackstrap/lifecycle"
+)
+
+// ErrUnknownWork is a result that nobody waits for any more: 404.
+var ErrUnknownWork = errors.New("nobody waits for this result")
+
+// ErrNotHolder is the result of an init by a machine that does not hold the init lock: 409.
+var ErrNotHolder = errors.New("this machine does not hold the init lock")
+
+// Result takes how a work ended. It returns once what follows is on disk; a result that is sent again, because its
+// answer was lost, changes nothing.
+func (c *Coordinator) Result(ctx context.Context, name string, attempt int, id string, r api.Result) error {
+	m, err := c.o.Rack.Member(name)
+	if err != nil {
+		return err
+	}
+	if m.Record.Attempt != attempt {
+		return lifecycle.ErrSuperseded
+	}
+	switch {
+	case id == "":
+		return ErrUnknownWork
+	case id == m.Record.Node.Done, actionOf(id) == api.Done:
+		return nil
+	case id == m.Record.Node.Work:
+		return c.ownResult(ctx, m, id, r)
+	}
+	return c.choreResult(ctx, m, id, r)
+}
+
+// ownResult is of what a machine did for itself.
+func (c *Coordinator) ownResult(ctx context.Context, m lifecycle.Member, id string, r api.Result) error {
+	action := actionOf(id)
+	if !r.OK {
+		return c.ownFailure(ctx, m, id, r)
+	}
+	rack, name, attempt := c.o.Rack, m.Machine.Name, m.Record.Attempt
+	switch action {
+	case api.Reset:
+		_, err := rack.Advance(ctx, name, attempt, "", "", func(rec *lifecycle.Record) error {
+			rec.Node.Done, rec.Node.Reset = id, false
+			return nil
+		})
+		c.wake(name)
+		return err
+	case api.Init:
+		if err := c.initialised(ctx, m, r); err != nil {
+			var bad *badInit
+			if errors.As(err, &bad) {
+				return c.ownFailure(ctx, m, id, api.Result{Error: bad.Error(), Retryable: true})
+			}
+			return err
+		}
+	}
+	rec, err := rack.Advance(ctx, name, attempt, lifecycle.ReportJoined, string(action)+" is done", func(rec *lifecycle.Record) error {
+		rec.Node.Done, rec.Node.Tries, rec.Node.TokenRefused = id, 0, 0
+		rec.Node.Deadline = c.o.Now().Add(rack.Config().Cluster.Timeouts.Ready)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	c.forget(name)
+	if action == api.Init {
+		c.wakeAll()
+	}
+	m.Record = rec
+	c.enlist(rack.Cluster(), m)
+	return nil
+}
+
+// forget drops what was minted for a machine: it has been used.
+func (c *Coordinator) forget(name string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	delete(c.tokens, name)
+	delete(c.keys, name)
+	delete(c.reasons, name)
+}
+
+// badInit is an init that says it went well, with a CA that is none.
+type badInit struct{ err error }
+
+func (e *badInit) Error() string { return "kubeadm init reported a CA that is none: " + e.err.Error() }
+
+// initialised notes what the cluster is pinned by from now on.
+func (c *Coordinator) initialised(ctx context.Context, m lifecycle.Member, r api.Result) error {
+	hash, err := CAHash(r.CACert)
+	if err != nil {
+		return &badInit{err}
+	}
+	_, err = c.o.Rack.UpdateCluster(ctx, func(cl *lifecycle.Cluster) (*lifecycle.Event, error) {
+		switch {
+		case cl.Holder != m.Machine.Name:
+			return nil, ErrNotHolder
+		case !cl.Initialised.IsZero() && cl.CAHash != hash:
+			return nil, &badInit{errors.New("it is another one than that of the cluster, which is initialised already")}
+		case !cl.Initialised.IsZero():
+			return nil, nil
+		}
+		cl.Initialised, cl.CA, cl.CAHash = c.o.Now(), r.CACert, hash
+		cl.Endpoint = c.o.Rack.Config().Cluster.ControlPlaneEndpoint
+		return &lifecycle.Event{MAC: m.Record.MAC, Machine: m.Machine.Name, Attempt: m.Record.Attempt, Source: "cluster", Kind: "initialised",
+			Text: fmt.Sprintf("the cluster is initialised, its CA is %s", hash)}, nil
+	})
+	return err
+}
+
+// ownFailure decides whether an init or join that failed is tried again.
+func (c *Coordinator) ownFailure(ctx context.Context, m lifecycle.Member, id string, r api.Result) error {
+	action, name := actionOf(id), m.Machine.Name
+	reason := failureText(r)
+	refused := r.AuthError && action != api.Init && action != api.Reset
+	if refused {
+		c.mu.Lock()
+		delete(c.tokens, name)
+		c.mu.Unlock()
+	}
+	timeouts := c.o.Rack.Config().Cluster.Timeouts
+	var said string
+	trigger := lifecycle.Trigger("")
+	if action == api.Join || action == api.JoinControlPlane {
+		trigger = lifecycle.MustWait
+	}
+	rec, err := c.o.Rack.Advance(ctx, name, m.Record.Attempt, trigger, "", func(rec *lifecycle.Record) error {
+		n := &rec.Node
+		n.Done, n.Reset = id, true
+		count, most := &n.Tries, maxTries
+		if refused {
+			count, most = &n.TokenRefused, maxRefusals
+		}
+		*count++
+		said = fmt.Sprintf("%s failed, try %d of %d: %s", action, *count, most, reason)
+		if *count >= most || !r.Retryable && !refused {
+			rec.State = m.Record.State // it failed in this phase, not in the next
+			return rec.MarkFailed(said, false)
+		}
+		if action == api.Init {
+			n.Deadline = c.o.Now().Add(timeouts.Init)
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if rec.State != lifecycle.Failed {
+		c.say(rec, lifecycle.Warn, "retry", "%s", said)
+	}
+	c.wake(name)
+	return nil
+}
+
+// failureText is a failed result in one line.
+func failureText(r api.Result) string {
+	text := oneLine(r.Error)
+	if text == "" {
+		text = oneLine(r.Output)
+	}
+	if text == "" {
+		text = "the agent gave no reason"
+	}
+	if len(r.Missing) > 0 {
+		text += "; images that are missing: " + oneLine(strings.Join(r.Missing, ", "))
+	}
+	return text
+}
+
+// choreResult is of what a master did for somebody else.
+func (c *Coordinator) choreResult(ctx context.Context, m lifecycle.Member, id string, r api.Result) error {
+	master := m.Machine.Name
+	c.mu.Lock()
+	ch := c.chores.find(id)
+	if ch == nil || ch.master != master {
+		c.mu.Unlock()
+		return ErrUnknownWork
+	}
+	if ch.answer != nil {
+		c.chores.remove(ch)
+		c.mu.Unlock()
+		ch.answer <- answer{master, r} // buffered: nobody else sends
+		return nil
+	}
+	c.mu.Unlock()
+
+	node, err := c.o.Rack.Member(ch.node)
+	if err != nil || node.Record.Attempt != ch.attempt {
+		c.finish(ch) // the machine went away, or is another one now
+		return nil
+	}
+	if !r.OK {
+		c.say(node.Record, lifecycle.Warn, "retry", "%s: %s failed: %s", master, ch.action, failureText(r))
+		c.setReason(ch.node, fmt.Sprintf("%s could not %s: %s", master, verb(ch.action), failureText(r)))
+		c.putOff(ch, true)
+		return nil
+	}
+	return c.choreDone(ctx, master, node, ch, r)
+}
+
+// verb says for people what a chore is.
+func verb(action api.Action) string {
+	switch action {
+	case api.MintToken:
+		return "mint a token"
+	case api.DeleteToken:
+		return "delete its token"
+	case api.UploadCerts:
+		return "upload the certificates"
+	case api.CheckNode:
+		return "look at the node"
+	case api.DeleteNode:
+		return "delete its former self"
+	}
+	return string(action)
+}
+
+// finish ends a chore.
+func (c *Coordinator) finish(ch *chore) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.chores.remove(ch)
+}
+
+// putOff has a chore tried again later, by whoever asks first.
+func (c *Coordinator) putOff(ch *chore, failed bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	pause := c.o.CheckEvery
+	if failed {
+		ch.tries++
+		pause = min(pause*time.Duration(ch.tries), max(30*time.Second, pause))
+	}
+	ch.master, ch.after = "", c.o.Now().Add(pause)
+}
+
+// choreDone takes in what a master brought. The chore ends last: should the disk fail, the result is sent again.
+func (c *Coordinator) choreDone(ctx context.Context, master string, node lifecycle.Member, ch *chore, r api.Result) error {
+	name, attempt := node.Machine.Name, node.Record.Attempt
+	var err error
+	switch ch.action {
+	case api.MintToken:
+		if !tokenShape.MatchString(r.Token) || !strings.HasPrefix(r.Token, node.Record.Node.TokenID+".") {
+			c.say(node.Record, lifecycle.Alarm, "refused", "%s: what it calls a token is none, or not the one that it was asked for", master)
+			c.putOff(ch, true)
+			return nil
+		}
+		c.keep(c.tokens, name, secret{r.Token, attempt, c.o.Now().Add(c.tokenTTL() / 2)})
+		c.say(node.Record, lifecycle.Info, "token", "%s made token %s…", master, node.Record.Node.TokenID)
+	case api.UploadCerts:
+		key := r.CertificateKey
+		if key == "" {
+			key = ch.key
+		}
+		if !keyShape.MatchString(key) {
+			c.say(node.Record, lifecycle.Alarm, "refused", "%s: what it calls a certificate key is none", master)
+			c.putOff(ch, true)
+			return nil
+		}
+		c.keep(c.keys, name, secret{key, attempt, c.o.Now().Add(30 * time.Minute)})
+		c.say(node.Record, lifecycle.Info, "certificates", "%s uploaded the control plane's certificates", master)
+	case api.CheckNode:
+		return c.checked(ctx, master, node, ch, r)
+	case api.DeleteToken:
+		id := node.Record.Node.TokenID
+		_, err = c.o.Rack.Advance(ctx, name, attempt, "", "", func(rec *lifecycle.Record) error {
+			if rec.Node.TokenID == id {
+				rec.Node.TokenID = ""
+			}
+			return nil
+		})
+	case api.DeleteNode:
+		_, err = c.o.Rack.Advance(ctx, name, attempt, "", "", func(rec *lifecycle.Record) error {
+			if rec.State == lifecycle.Firstboot || rec.State == lifecycle.Waiting {
+				rec.Node.Member = 0
+			}
+			return nil
+		})
+		c.say(node.Record, lifecycle.Info, "deleted", "%s deleted its former self from the cluster", master)
+	}
+	if err != nil {
+		return err
+	}
+	c.finish(ch)
+	c.wake(name)
+	return nil
+}
+
+// keep holds a secret for a node until it is handed out.
+func (c *Coordinator) keep(where map[string]secret, name string, s secret) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	where[name] = s
+}
+
+// checked takes in what a master saw of a node.
+func (c *Coordinator) checked(ctx context.Context, master string, node lifecycle.Member, ch *chore, r api.Result) error {
+	name := node.Machine.Name
+	if !node.Record.Awaited() {
+		c.finish(ch)
+		return nil
+	}
+	if !r.Ready || r.Address != node.Machine.IP.String() {
+		reason := "the node is not Ready"
+		switch {
+		case r.Ready:
+			reason = fmt.Sprintf("the node is Ready with the address %s, the list says %v", oneLine(r.Address), node.Machine.IP)
+		case r.Reason != "":
+			reason += ": " + oneLine(r.Reason)
+		}
+		if reason != c.reason(name) {
+			c.setReason(name, reason)
+			c.say(node.Record, lifecycle.Info, "not-ready", "%s: %s", master, reason)
+		}
+		c.putOff(ch, false)
+		return nil
+	}
+	rec, err := c.o.Rack.Advance(ctx, name, node.Record.Attempt, lifecycle.SeenReady, "seen by "+master, func(rec *lifecycle.Record) error {
+		rec.Node.Deadline = time.Time{}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	c.finish(ch)
+	c.setReason(name, "")
+	node.Record = rec
+	c.enlist(c.o.Rack.Cluster(), node) // its token
+	c.releaseTurn(ctx)
+	c.completeRack(ctx)
+	c.wake(name)
+	return nil
+}

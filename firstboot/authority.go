@@ -16,6 +16,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 )
 
@@ -25,10 +26,18 @@ const (
 	authorityYears = 10
 	serverDays     = 397
 	backdate       = 24 * time.Hour
+
+	renewAuthority = 3 * 365 * 24 * time.Hour // before its end the CA's certificate is renewed, at a start
+	renewServer    = 30 * 24 * time.Hour      // before its end the server's is, while it runs
 )
 
 // Authority is the appliance's own CA: machines pin it, so that nobody else can take their reports or hand
 // them their work. Its key never leaves the data directory.
+//
+// Rotation: the server's certificate is made anew at every start and before its end. The CA's own certificate is renewed
+// three years before its end, with the same key and name: what it signs is good under the old certificate, which the
+// machines of yesterday pinned, as under the new one, which those of today are given. To change the key is to start
+// afresh: remove ca.pem, and reinstall every machine whose agent is still needed, which are the control planes.
 type Authority struct {
 	pem  []byte
 	cert *x509.Certificate
@@ -55,7 +64,16 @@ func OpenAuthority(dataDir string, now time.Time) (*Authority, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return a, nil
+	if now.Before(a.cert.NotAfter.Add(-renewAuthority)) {
+		return a, nil
+	}
+	if text, err = signAuthority(a.key, now); err == nil {
+		err = writeAtomically(path, text)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("renew the certificate authority: %w", err)
+	}
+	return parseAuthority(text)
 }
 
 func newAuthority(now time.Time) ([]byte, error) {
@@ -63,6 +81,11 @@ func newAuthority(now time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return signAuthority(key, now)
+}
+
+// signAuthority makes the CA's certificate, and puts it before its key.
+func signAuthority(key crypto.Signer, now time.Time) ([]byte, error) {
 	template := &x509.Certificate{
 		SerialNumber:          serial(),
 		Subject:               pkix.Name{CommonName: "Rackstrap appliance CA"},
@@ -128,8 +151,35 @@ func (a *Authority) Certificate(now time.Time, addresses ...netip.Addr) (tls.Cer
 	return tls.Certificate{Certificate: [][]byte{der, a.cert.Raw}, PrivateKey: key}, nil
 }
 
+// certificates has the server's certificate at hand, and makes another one before it ends.
+type certificates struct {
+	authority *Authority
+	now       func() time.Time
+	address   netip.Addr
+
+	mu      sync.Mutex
+	current *tls.Certificate
+	until   time.Time
+}
+
+// get is for tls.Config.GetCertificate.
+func (c *certificates) get(*tls.ClientHelloInfo) (*tls.Certificate, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	if c.current != nil && now.Before(c.until) {
+		return c.current, nil
+	}
+	made, err := c.authority.Certificate(now, c.address)
+	if err != nil {
+		return nil, err
+	}
+	c.current, c.until = &made, now.AddDate(0, 0, serverDays).Add(-renewServer)
+	return c.current, nil
+}
+
 func writeAtomically(path string, text []byte) error {
-	file, err := os.CreateTemp(filepath.Dir(path), ".ca-*") // mode 0600
+	file, err := os.CreateTemp(filepath.Dir(path), ".new-*") // mode 0600
 	if err != nil {
 		return err
 	}

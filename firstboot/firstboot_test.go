@@ -18,6 +18,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"rackstrap/cluster"
+	"rackstrap/firstboot/api"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -25,11 +27,12 @@ import (
 var mac = inventory.MAC{0x52, 0x54, 0, 0, 0, 0x80}
 
 type plane struct {
-	rack   *lifecycle.Rack
-	client *http.Client
-	url    string
-	now    time.Time
-	log    *bytes.Buffer
+	rack    *lifecycle.Rack
+	cluster *cluster.Coordinator
+	client  *http.Client
+	url     string
+	now     time.Time
+	log     *bytes.Buffer
 }
 
 // newPlane serves one machine whose reserved address is the loopback's.
@@ -48,7 +51,9 @@ func newPlane(t *testing.T) *plane {
 	require.NoError(t, err)
 	authority, err := OpenAuthority(t.TempDir(), p.now)
 	require.NoError(t, err)
-	server, err := Listen(Options{Rack: p.rack, Authority: authority, Log: log, Now: func() time.Time { return p.now }, Address: local})
+	p.cluster = cluster.New(cluster.Options{Rack: p.rack, Log: log, Now: func() time.Time { return p.now }})
+	server, err := Listen(Options{Rack: p.rack, Cluster: p.cluster, Authority: authority, Log: log, Now: func() time.Time { return p.now },
+		LogDir: t.TempDir(), Address: local})
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
@@ -92,12 +97,12 @@ func (p *plane) post(t *testing.T, name, secret string, body any) int {
 func TestInstalledIsReported(t *testing.T) {
 	p := newPlane(t)
 	secret, attempt := p.install(t)
-	done := report{Attempt: attempt, Kind: "installed", Phase: "post"}
-	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, report{Attempt: attempt, Kind: "progress", Text: "packages 40 %"}))
+	done := api.Event{Attempt: attempt, Kind: "installed", Phase: "post"}
+	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, api.Event{Attempt: attempt, Kind: "progress", Text: "packages 40 %"}))
 	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, done))
 	require.Equal(t, lifecycle.ActionLocalDisk, p.rack.Decide(mac).Action)
 	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, done), "the answer was lost, it is asked again")
-	require.Equal(t, http.StatusConflict, p.post(t, "kmaster", secret, report{Attempt: attempt, Kind: "failed"}), "too late to fail")
+	require.Equal(t, http.StatusConflict, p.post(t, "kmaster", secret, api.Event{Attempt: attempt, Kind: "failed"}), "too late to fail")
 	require.NotContains(t, p.log.String(), secret)
 }
 
@@ -106,7 +111,7 @@ func TestFailureIsReportedAndRetried(t *testing.T) {
 	for try := 1; try <= 3; try++ {
 		secret, attempt := p.install(t)
 		require.Equal(t, try, attempt)
-		failure := report{Attempt: attempt, Kind: "failed", Phase: "post", Text: "line 7:\nno space left\x1b[31m" + strings.Repeat("x", 10)}
+		failure := api.Event{Attempt: attempt, Kind: "failed", Phase: "post", Text: "line 7:\nno space left\x1b[31m" + strings.Repeat("x", 10)}
 		require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, failure))
 		require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, failure))
 	}
@@ -134,7 +139,7 @@ func TestFailureNamesTheLine(t *testing.T) {
 
 	p := newPlane(t)
 	secret, attempt := p.install(t)
-	failure := report{Attempt: attempt, Kind: "failed", Phase: "post", Text: "token " + secret + " $6$saltsalt$abcdefghijkl\nrackstrap: failed at: curl (status 7)\n"}
+	failure := api.Event{Attempt: attempt, Kind: "failed", Phase: "post", Text: "token " + secret + " $6$saltsalt$abcdefghijkl\nrackstrap: failed at: curl (status 7)\n"}
 	for range 2 {
 		require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, failure))
 	}
@@ -156,7 +161,7 @@ func TestFailureNamesTheLine(t *testing.T) {
 func TestProgressIsShown(t *testing.T) {
 	p := newPlane(t)
 	secret, attempt := p.install(t)
-	for _, r := range []report{
+	for _, r := range []api.Event{
 		{Phase: "pre", Percent: 50, Text: "disk"}, {Phase: "post", Percent: 25, Text: "kernel"}, {Phase: "post", Percent: 5, Text: "overtaken"},
 		{Phase: "post", Percent: 25, Text: "token " + secret},
 	} {
@@ -164,7 +169,7 @@ func TestProgressIsShown(t *testing.T) {
 		require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, r))
 	}
 	require.Equal(t, "post 25%: token (hidden)", p.rack.Machines()[0].Progress.String())
-	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, report{Attempt: attempt, Kind: "progress", Phase: "post", Percent: 1 << 30}))
+	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, api.Event{Attempt: attempt, Kind: "progress", Phase: "post", Percent: 1 << 30}))
 	require.Equal(t, 100, p.rack.Machines()[0].Progress.Percent)
 	events, err := p.rack.Events(t.Context(), lifecycle.EventQuery{MAC: mac})
 	require.NoError(t, err)
@@ -187,15 +192,15 @@ func TestRefusals(t *testing.T) {
 		body              any
 		want              int
 	}{
-		{"a superseded attempt", "kmaster", old, report{Attempt: first, Kind: "installed"}, http.StatusGone},
-		{"an old token for the new attempt", "kmaster", old, report{Attempt: attempt, Kind: "installed"}, http.StatusUnauthorized},
-		{"an attempt that was never made", "kmaster", secret, report{Attempt: 99, Kind: "installed"}, http.StatusUnauthorized},
-		{"no token", "kmaster", "", report{Attempt: attempt, Kind: "installed"}, http.StatusUnauthorized},
-		{"another machine's name", "knode1", secret, report{Attempt: 1, Kind: "installed"}, http.StatusForbidden},
-		{"nobody", "nobody", secret, report{Attempt: 1, Kind: "installed"}, http.StatusNotFound},
+		{"a superseded attempt", "kmaster", old, api.Event{Attempt: first, Kind: "installed"}, http.StatusGone},
+		{"an old token for the new attempt", "kmaster", old, api.Event{Attempt: attempt, Kind: "installed"}, http.StatusUnauthorized},
+		{"an attempt that was never made", "kmaster", secret, api.Event{Attempt: 99, Kind: "installed"}, http.StatusUnauthorized},
+		{"no token", "kmaster", "", api.Event{Attempt: attempt, Kind: "installed"}, http.StatusUnauthorized},
+		{"another machine's name", "knode1", secret, api.Event{Attempt: 1, Kind: "installed"}, http.StatusForbidden},
+		{"nobody", "nobody", secret, api.Event{Attempt: 1, Kind: "installed"}, http.StatusNotFound},
 		{"nonsense", "kmaster", secret, "}{", http.StatusBadRequest},
-		{"a kind that is none", "kmaster", secret, report{Attempt: attempt, Kind: "rm -rf"}, http.StatusBadRequest},
-		{"a novel", "kmaster", secret, report{Attempt: attempt, Kind: "failed", Text: strings.Repeat("x", maxReport)}, http.StatusBadRequest},
+		{"a kind that is none", "kmaster", secret, api.Event{Attempt: attempt, Kind: "rm -rf"}, http.StatusBadRequest},
+		{"a novel", "kmaster", secret, api.Event{Attempt: attempt, Kind: "failed", Text: strings.Repeat("x", api.MaxBody)}, http.StatusRequestEntityTooLarge},
 	} {
 		require.Equal(t, c.want, p.post(t, c.name, c.secret, c.body), c.why)
 	}

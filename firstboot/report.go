@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"strings"
 
+	"rackstrap/firstboot/api"
 	"rackstrap/lifecycle"
 )
 
@@ -67,7 +68,7 @@ func failureOf(phase, tail string) string {
 }
 
 // progressOf notes how far a machine is, for `status`, and its timeline.
-func (s *Server) progressOf(name string, r report, text string) {
+func (s *Server) progressOf(name string, r api.Event, text string) {
 	p := lifecycle.Progress{Phase: printable(r.Phase), Percent: min(max(r.Percent, 0), 100), Text: text}
 	if !s.o.Rack.Report(name, r.Attempt, p) {
 		return // it was overtaken by a later one

@@ -86,7 +86,7 @@ func TestTransitions(t *testing.T) {
 		"joining call-home": Joining, "joining must-wait": Waiting, "joining begin-join": Joining, "joining joined": Joined,
 		"joined call-home": Joined, "joined joined": Joined, "joined ready": Ready,
 		"ready call-home": Ready, "ready joined": Ready, "ready ready": Ready,
-		"failed begin-install": Installing, "failed adopt": Installed, "failed installed": Installed, "failed joined": Joined, "failed ready": Ready,
+		"failed begin-install": Installing, "failed adopt": Installed, "failed installed": Installed, "failed call-home": Firstboot, "failed joined": Joined, "failed ready": Ready,
 	}
 	for _, from := range states {
 		for _, trigger := range triggers {

@@ -21,7 +21,7 @@ func (rec Record) recovers(t Trigger) bool {
 	}
 	switch rec.Failure.Phase {
 	case Installing:
-		return t == ReportDone
+		return t == ReportDone || t == CallHome
 	case Initialising, Joining:
 		return t == ReportJoined
 	case Joined:
@@ -91,7 +91,7 @@ func (r *Rack) CallHome(ctx context.Context, name string, attempt int, secret st
 		if err := rec.checkSecret(attempt, secret, rec.SecretHash); err != nil {
 			return err
 		}
-		to, err := Next(rec.State, CallHome)
+		to, err := rec.next(CallHome)
 		if err != nil {
 			return named(err, name)
 		}
@@ -126,6 +126,14 @@ func (r *Rack) CheckCredential(ctx context.Context, name string, attempt int, cr
 	return err
 }
 
+// next is Next, for a machine that failed only where that makes sense.
+func (rec *Record) next(t Trigger) (State, error) {
+	if rec.State == Failed && t != Adopt && everywhere[t] == "" && !rec.recovers(t) {
+		return Failed, &TransitionError{From: Failed, Trigger: t}
+	}
+	return Next(rec.State, t)
+}
+
 // Advance changes the record of a machine on behalf of one attempt (0: of whatever is the current one), and returns
 // once that is on disk. The trigger, unless it is "", makes its transition first; a change that fails undoes it. With
 // why "" only a change of its state makes an event. Errors: ErrSuperseded, *TransitionError, and those of change.
@@ -135,10 +143,7 @@ func (r *Rack) Advance(ctx context.Context, name string, attempt int, t Trigger,
 			return ErrSuperseded
 		}
 		if t != "" {
-			to, err := Next(rec.State, t)
-			if err == nil && rec.State == Failed && t != Adopt && !rec.recovers(t) {
-				err = &TransitionError{From: Failed, Trigger: t}
-			}
+			to, err := rec.next(t)
 			if err != nil {
 				return named(err, name)
 			}

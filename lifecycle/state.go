@@ -65,7 +65,7 @@ var transitions = map[State]map[Trigger]State{
 	Joined:       {CallHome: Joined, ReportJoined: Joined, SeenReady: Ready},
 	Ready:        {CallHome: Ready, ReportJoined: Ready, SeenReady: Ready},
 	// BeginInstall only where Record.retries allows, see Rack.BeginInstall; the others only where Record.recovers does.
-	Failed: {Adopt: Installed, BeginInstall: Installing, ReportDone: Installed, ReportJoined: Joined, SeenReady: Ready},
+	Failed: {Adopt: Installed, BeginInstall: Installing, ReportDone: Installed, CallHome: Firstboot, ReportJoined: Joined, SeenReady: Ready},
 }
 
 var everywhere = map[Trigger]State{Fail: Failed, Reinstall: Armed, Hold: Failed}

@@ -20,6 +20,7 @@ import (
 
 	"rackstrap/assets"
 	"rackstrap/bootplan"
+	"rackstrap/cluster"
 	"rackstrap/dhcp"
 	"rackstrap/firstboot"
 	"rackstrap/httpboot"
@@ -46,6 +47,7 @@ type daemon struct {
 	store      io.Closer
 	rack       *lifecycle.Rack
 	plan       *bootplan.Plan
+	cluster    *cluster.Coordinator
 	foreign    func() []string
 	started    time.Time
 	config     atomic.Pointer[inventory.Config]
@@ -135,8 +137,10 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 	}
 	d.add("http", web.Addr().String(), web, web.Run)
 
-	nodes, err := firstboot.Listen(firstboot.Options{Rack: d.rack, Authority: authority, Log: d.log, Now: time.Now,
-		Address: cfg.Server.Address, Port: cfg.Server.HTTPSPort})
+	d.cluster = cluster.New(cluster.Options{Rack: d.rack, Log: d.log, Now: time.Now})
+	d.add("cluster", "", nil, d.cluster.Run)
+	nodes, err := firstboot.Listen(firstboot.Options{Rack: d.rack, Cluster: d.cluster, Authority: authority, Log: d.log, Now: time.Now,
+		Metrics: metrics, LogDir: filepath.Join(cfg.Server.DataDir, "logs"), Address: cfg.Server.Address, Port: cfg.Server.HTTPSPort})
 	if err != nil {
 		return err
 	}

@@ -1,0 +1,146 @@
+package firstboot
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/time/rate"
+)
+
+// maxPeers is how many addresses are told apart at once; beyond, those that are quiet are forgotten.
+const maxPeers = 8192
+
+// maxAtOnce is how many calls of one address may be under way: an agent has one or two.
+const maxAtOnce = 16
+
+// limits keeps one address from taking the node plane from the others.
+type limits struct {
+	now     func() time.Time
+	calls   float64
+	refusal float64
+
+	mu    sync.Mutex
+	peers map[netip.Addr]*peer
+}
+
+type peer struct {
+	calls, refusals *rate.Limiter
+	under           int // calls under way
+}
+
+func newLimits(o Options) *limits {
+	return &limits{now: time.Now, calls: o.CallsEach, refusal: o.RefusedEach, peers: map[netip.Addr]*peer{}}
+}
+
+// admit takes a call of an address under way, unless there are too many. An address whose calls were refused again and
+// again, as one that guesses would be, is not heard for a while.
+func (l *limits) admit(from netip.Addr) (release func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := l.peer(from)
+	now := l.now()
+	if p.under >= maxAtOnce || p.refusals.TokensAt(now) < 1 || !p.calls.AllowN(now, 1) {
+		return nil, false
+	}
+	p.under++
+	return func() {
+		l.mu.Lock()
+		p.under--
+		l.mu.Unlock()
+	}, true
+}
+
+// refused counts a call that was refused for what it is.
+func (l *limits) refused(from netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.peer(from).refusals.AllowN(l.now(), 1)
+}
+
+// peer finds or makes what is known of an address. The caller holds mu.
+func (l *limits) peer(from netip.Addr) *peer {
+	if p := l.peers[from]; p != nil {
+		return p
+	}
+	if len(l.peers) >= maxPeers {
+		now := l.now()
+		for addr, p := range l.peers {
+			if p.under == 0 && p.refusals.TokensAt(now) >= float64(p.refusals.Burst()) {
+				delete(l.peers, addr)
+			}
+		}
+	}
+	p := &peer{
+		calls:    rate.NewLimiter(rate.Limit(l.calls), max(1, int(4*l.calls))),
+		refusals: rate.NewLimiter(rate.Limit(l.refusal), max(1, int(30*l.refusal))),
+	}
+	l.peers[from] = p
+	return p
+}
+
+// boundedListener accepts a bounded number of connections, and of one address only a part of them. What is beyond is
+// closed at once: it must not keep others waiting.
+type boundedListener struct {
+	net.Listener
+	most, each int
+
+	mu   sync.Mutex
+	open int
+	from map[netip.Addr]int
+}
+
+func newBoundedListener(l net.Listener, most, each int) *boundedListener {
+	return &boundedListener{Listener: l, most: most, each: each, from: map[netip.Addr]int{}}
+}
+
+// Accept implements net.Listener.
+func (l *boundedListener) Accept() (net.Conn, error) {
+	for {
+		conn, err := l.Listener.Accept()
+		if err != nil {
+			return nil, err
+		}
+		var from netip.Addr
+		if ap, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil {
+			from = ap.Addr().Unmap()
+		}
+		if l.take(from) {
+			return &boundedConn{Conn: conn, release: func() { l.release(from) }}, nil
+		}
+		conn.Close()
+	}
+}
+
+func (l *boundedListener) take(from netip.Addr) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.open >= l.most || l.from[from] >= l.each {
+		return false
+	}
+	l.open++
+	l.from[from]++
+	return true
+}
+
+func (l *boundedListener) release(from netip.Addr) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open--
+	if l.from[from]--; l.from[from] == 0 {
+		delete(l.from, from)
+	}
+}
+
+type boundedConn struct {
+	net.Conn
+	once    sync.Once
+	release func()
+}
+
+// Close implements net.Conn.
+func (c *boundedConn) Close() error {
+	c.once.Do(c.release)
+	return c.Conn.Close()
+}

@@ -1,0 +1,77 @@
+package firstboot
+
+import (
+	"errors"
+	"fmt"
+	"net/http"
+	"os"
+	"path/filepath"
+	"regexp"
+	"sync"
+	"time"
+
+	"github.com/labstack/echo/v4"
+
+	"rackstrap/cluster"
+)
+
+// maxLogs is how many logs of one machine are kept; the oldest go first. Each is at most api.MaxLog long.
+const maxLogs = 32
+
+var logShape = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
+
+// errNoLogs is a log where none are kept.
+var errNoLogs = echo.NewHTTPError(http.StatusNotFound, "logs are not kept here")
+
+// logs keeps what agents leave: dir/NAME/ATTEMPT-LOG, mode 0600. What looks like a secret is removed before.
+type logs struct {
+	dir string
+	mu  sync.Mutex
+}
+
+func (l *logs) put(machine string, attempt int, name string, text []byte) error {
+	if l.dir == "" {
+		return errNoLogs
+	}
+	if !logShape.MatchString(name) {
+		return echo.NewHTTPError(http.StatusBadRequest, "a log's name has lower-case letters, digits, dots and hyphens, at most 64")
+	}
+	dir := filepath.Join(l.dir, machine) // a machine of the list: its name is a label of DNS
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return fmt.Errorf("logs: %w", err)
+	}
+	path := filepath.Join(dir, fmt.Sprintf("%d-%s", attempt, name))
+	if err := writeAtomically(path, []byte(cluster.Redact(string(text)))); err != nil {
+		return fmt.Errorf("logs: %w", err)
+	}
+	return l.prune(dir)
+}
+
+// prune removes the oldest logs of a machine, beyond maxLogs.
+func (l *logs) prune(dir string) error {
+	for {
+		entries, err := os.ReadDir(dir)
+		if err != nil || len(entries) <= maxLogs {
+			return err
+		}
+		var oldest string
+		var when time.Time
+		for _, e := range entries {
+			info, err := e.Info()
+			if errors.Is(err, os.ErrNotExist) {
+				continue
+			}
+			if err != nil {
+				return err
+			}
+			if oldest == "" || info.ModTime().Before(when) {
+				oldest, when = e.Name(), info.ModTime()
+			}
+		}
+		if err := os.Remove(filepath.Join(dir, oldest)); err != nil {
+			return err
+		}
+	}
+}

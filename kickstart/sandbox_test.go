@@ -38,7 +38,13 @@ while [ $# -gt 0 ]; do
   case $1 in
   --config) stat -c '%a %u' "$2" >/curl.mode; cp "$2" /curl.conf; shift ;;
   --cacert) cp "$2" /curl.ca; shift ;;
-  --data-binary) cp "${2#@}" /curl.body; shift ;;
+  --data-binary)
+    case $2 in
+    *progress*) cat "${2#@}" >>/progress; refuse=/refuse.progress ;;
+    *) cp "${2#@}" /curl.body ;;
+    esac
+    shift
+    ;;
   --output) [ "$2" = /dev/null ] || { cp /agent "$2"; refuse=/refuse.agent; }; shift ;;
   esac
   shift

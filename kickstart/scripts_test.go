@@ -102,7 +102,7 @@ func TestPostFailsOnAMissingPackage(t *testing.T) {
 	require.NotZero(t, status)
 	require.Contains(t, out, "package kubeadm-1.28.2 is not installed")
 	require.Contains(t, out, `rackstrap: failed at: rpm --query "$package" (status 1)`)
-	require.NotContains(t, s.read("calls"), "--data-binary", "what failed is not reported as installed")
+	require.NotContains(t, s.read("calls"), "event.json", "what failed is not reported as installed")
 }
 
 func TestReport(t *testing.T) {
@@ -111,12 +111,12 @@ func TestReport(t *testing.T) {
 	s.write("refuse", "3")
 	out, status := s.run(script(t, r, input("centos-7.9", "knode1"), "%post"))
 	require.Zero(t, status, out)
-	require.Equal(t, `{"attempt":3,"kind":"installed","phase":"post","text":"the system is on its disk"}`+"\n", s.read("curl.body"))
+	require.Equal(t, `{"attempt":3,"kind":"installed","phase":"post","percent":0,"text":"the system is on its disk"}`+"\n", s.read("curl.body"))
 	require.Equal(t, "600 0\n", s.read("curl.mode"))
 	require.Equal(t, testCA, s.read("curl.ca"))
 	require.Contains(t, s.read("curl.conf"), "url = \"https://10.10.10.1:8443/api/v1/nodes/knode1/events\"\n")
 	require.Contains(t, s.read("curl.conf"), `header = "Authorization: Bearer `+testSecret+`"`)
-	require.Equal(t, 4, strings.Count(s.read("calls"), "--data-binary"), "refused three times, then taken")
+	require.Equal(t, 4, strings.Count(s.read("calls"), "event.json"), "refused three times, then taken")
 	require.NotContains(t, s.read("calls")+out, testSecret, "neither a command line nor the log may hold the token")
 	left, err := filepath.Glob(filepath.Join(s.root, "tmp/rackstrap.*"))
 	require.NoError(t, err)
@@ -211,11 +211,11 @@ func TestPreChoosesTheDisk(t *testing.T) {
 				require.Equal(t, 1, status)
 				require.Contains(t, out, "rackstrap: "+c.complaint+"; nothing was erased")
 				require.False(t, s.exists("tmp/rackstrap-storage.ks"))
-				require.Contains(t, s.read("curl.body"), `"kind":"failed","phase":"pre","text":"`+c.complaint)
+				require.Contains(t, s.read("curl.body"), `"kind":"failed","phase":"pre","percent":0,"text":"`+c.complaint)
 				require.True(t, s.exists("tmp/rackstrap-reported"))
 				_, status = s.run(script(t, r, in, "%onerror"))
 				require.Zero(t, status)
-				require.Equal(t, 1, strings.Count(s.read("calls"), "--data-binary"), "told once")
+				require.Equal(t, 1, strings.Count(s.read("calls"), "event.json"), "told once")
 				return
 			}
 			require.Zero(t, status, out)

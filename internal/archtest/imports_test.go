@@ -39,6 +39,7 @@ var allowed = map[string][]string{
 	"kickstart":         {"inventory", "assets"},
 	"cmd/rackstrap":     {"*"},
 	"e2e":               {"*"},
+	"e2e/fakekube":      {},
 	"internal/testenv":  {},
 	"internal/fakenode": {"firstboot/api"},
 }

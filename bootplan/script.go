@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/url"
 	"path"
 	"strconv"
 	"strings"
@@ -41,6 +42,11 @@ func MediumURL(s inventory.Server, m inventory.Medium) string {
 
 // AgentURL is the program that installed machines of an architecture (amd64, arm64) run.
 func AgentURL(s inventory.Server, arch string) string { return BaseURL(s) + "/agent/linux-" + arch }
+
+// ImageURL is an archive of container images.
+func ImageURL(s inventory.Server, file string) string {
+	return BaseURL(s) + "/images/" + url.PathEscape(file)
+}
 
 // KernelArgs is the kernel command line of the installer for one machine (Anaconda 21, dracut), but for
 // `initrd=`. BOOTIF limits DHCP and the kickstart's network to the NIC that booted; sendmac and sendsn add

@@ -7,6 +7,7 @@
 //	/grub/{path}           what GRUB asks for beside its own path
 //	/media/{name}/{path}   the file tree inside an ISO image, or an unpacked one
 //	/agent/linux-{arch}    the program that installed machines run, see agent.go
+//	/images/{file}         archives of container images
 //	/ks/{mac}              the kickstart: holds a secret, see kickstart.go
 //	/healthz, /metrics
 //
@@ -29,6 +30,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"rackstrap/bootplan"
+	"rackstrap/images"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -43,8 +45,9 @@ type Kickstart interface {
 type Options struct {
 	Rack      *lifecycle.Rack
 	Plan      *bootplan.Plan
-	Kickstart Kickstart // nil: /ks answers 503, and no installation begins
-	Agents    *Agents   // nil: /agent answers 404
+	Kickstart Kickstart          // nil: /ks answers 503, and no installation begins
+	Agents    *Agents            // nil: /agent answers 404
+	Images    func() *images.Set // nil: /images answers 404
 	Log       *slog.Logger
 	Now       func() time.Time
 	Metrics   prometheus.Registerer // where the counters go; nil: nowhere

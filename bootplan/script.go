@@ -61,6 +61,9 @@ func KernelArgs(s inventory.Server, m inventory.Machine, medium inventory.Medium
 		"inst.ks.sendsn",
 		"inst.text",
 	}
+	if s.SyslogPort != 0 { // rsyslog gets it as it is: `*.* @@HOST:PORT`, which is TCP
+		args = append(args, "inst.syslog="+net.JoinHostPort(s.Address.String(), strconv.Itoa(s.SyslogPort)))
+	}
 	return append(args, m.Install.KernelArgs...)
 }
 

@@ -32,6 +32,7 @@ import (
 	"rackstrap/media"
 	"rackstrap/operator"
 	"rackstrap/store"
+	"rackstrap/syslog"
 	"rackstrap/tftp"
 )
 
@@ -156,6 +157,15 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 		return err
 	}
 	d.add("https", nodes.Addr().String(), nodes, nodes.Run)
+
+	if cfg.Server.SyslogPort != 0 {
+		logs, err := syslog.Listen(syslog.Options{Rack: d.rack, Log: d.log, Now: time.Now, Metrics: metrics,
+			Address: cfg.Server.Address, Port: cfg.Server.SyslogPort, DataDir: cfg.Server.DataDir})
+		if err != nil {
+			return err
+		}
+		d.add("syslog", logs.Addr().String(), logs, logs.Run)
+	}
 
 	desk, err := operator.Listen(operator.Options{DataDir: cfg.Server.DataDir, Rack: d.rack, Plan: d.plan, Cluster: d.cluster,
 		Kickstart: func(name string) ([]byte, error) { return renderMasked(renderer, d.rack.Config(), name) },

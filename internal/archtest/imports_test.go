@@ -31,6 +31,7 @@ var allowed = map[string][]string{
 	"firstboot/api":     {},
 	"firstboot/agent":   {"firstboot/api"},
 	"repo":              {"inventory", "media"},
+	"syslog":            {"inventory", "lifecycle"},
 	"lab/kube":          {},
 	"lab/kube/pause":    {},
 	"lab/kube/web":      {},

@@ -84,7 +84,7 @@ func checkBoot(ctx context.Context, cfg *inventory.Config) error {
 			faults = append(faults, err)
 		}
 	}
-	faults = append(faults, checkKickstarts(rack.Config()), checkCluster(cfg))
+	faults = append(faults, checkKickstarts(rack.Config()))
 	return errors.Join(faults...)
 }
 

@@ -19,19 +19,17 @@ var allowed = map[string][]string{
 	"inventory":         {},
 	"assets":            {},
 	"media":             {},
-	"images":            {},
 	"lifecycle":         {"inventory"},
 	"store":             {"inventory", "lifecycle"},
 	"bootplan":          {"inventory", "lifecycle", "assets", "media"},
 	"dhcp":              {"inventory", "lifecycle", "assets"},
 	"tftp":              {"inventory", "lifecycle", "assets", "media", "bootplan"},
-	"httpboot":          {"inventory", "lifecycle", "assets", "media", "bootplan", "repo", "images"},
+	"httpboot":          {"inventory", "lifecycle", "assets", "media", "bootplan", "repo"},
 	"cluster":           {"inventory", "lifecycle", "firstboot/api"},
 	"firstboot":         {"inventory", "lifecycle", "cluster", "firstboot/api"},
 	"firstboot/api":     {},
 	"firstboot/agent":   {"firstboot/api"},
 	"repo":              {"inventory", "media"},
-	"syslog":            {"inventory", "lifecycle"},
 	"lab/kube":          {},
 	"lab/kube/pause":    {},
 	"lab/kube/web":      {},
@@ -44,6 +42,7 @@ var allowed = map[string][]string{
 	"e2e/fakekube":      {},
 	"internal/testenv":  {},
 	"internal/fakenode": {"firstboot/api"},
+	"internal/repotest": {},
 }
 
 type listed struct {

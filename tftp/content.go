@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"rackstrap/bootplan"
@@ -69,11 +70,11 @@ func (c *content) result(err error) result {
 		r.ending, r.told = ended.ending, ended.text
 	case errors.As(err, &network) && network.Timeout():
 		r.ending = endTimeout
-	case network != nil:
+	case network != nil && !errors.Is(err, syscall.ECONNREFUSED): // that is a client whose port is closed
 		r.ending = endNetwork
 	case c.t.tsize && c.sent <= int64(c.t.blockSize()):
 		r.ending = endSizeProbe
-	default: // an ERROR packet, for which pin/tftp has no type
+	default: // by an ERROR packet, for which pin/tftp has no type, or without one
 		r.ending = endAborted
 	}
 	return r

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +47,51 @@ func (e endpoint) listen(port int) (*net.UDPConn, error) {
 		return nil, err
 	}
 	return conn.(*net.UDPConn), nil
+}
+
+// dedicate makes a socket that of one transfer, in which every block waits for its acknowledgement: what is
+// spent for each decides the rate.
+//
+// It is connected to the client in the kernel (not in the net package, whose WriteToUDP pin/tftp calls): that
+// spares the search for route and socket, keeps strangers' packets out, and a client that has gone is told by
+// its own host's ICMP, as ECONNREFUSED. And it blocks: reading is one system call then, where the runtime's
+// poller takes three (a read in vain, epoll, a read) and a change of goroutines. A thread waits for that long,
+// one for each transfer, no more than MaxTransfers.
+//
+// patience bounds a read; after it the runtime looks at the deadline that pin/tftp has set, which is as long.
+// Reads of a blocking socket do not end when it is closed: see hangUp.
+func dedicate(conn *net.UDPConn, client netip.AddrPort, patience time.Duration) error {
+	wait := unix.NsecToTimeval(patience.Nanoseconds())
+	return control(conn, func(fd int) error {
+		if client.Addr().Is4() { // inventory knows no other
+			if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: client.Addr().As4(), Port: int(client.Port())}); err != nil {
+				return os.NewSyscallError("connect", err)
+			}
+		}
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+			return os.NewSyscallError("SO_RCVTIMEO", err)
+		}
+		return os.NewSyscallError("fcntl", unix.SetNonblock(fd, false))
+	})
+}
+
+// hangUp wakes who reads from a dedicated socket, and closes it. Close by itself would wait for the reader.
+func hangUp(conn *net.UDPConn) {
+	control(conn, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RD) })
+	conn.Close()
+}
+
+// control calls f with the descriptor of a socket.
+func control(conn *net.UDPConn, f func(fd int) error) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = f(int(fd)) }); err != nil {
+		return err
+	}
+	return failed
 }
 
 // blockLimit is the largest block that no packet is fragmented for: the MTU without the headers of IP (20

@@ -170,6 +170,9 @@ func (s *Server) transfer(t *transfer, out io.ReaderFrom) result {
 		return result{ending: endFault, err: fmt.Errorf("open a socket: %w", err)}
 	}
 	defer conn.Close()
+	if err := dedicate(conn, t.client, s.pace.timeout); err != nil {
+		return result{ending: endFault, err: fmt.Errorf("set up a socket: %w", err)}
+	}
 	if err := rebind(out, conn); err != nil {
 		return result{ending: endFault, err: err}
 	}

@@ -151,7 +151,7 @@ func (t *transfer) end(why *protocolError) {
 	if why != nil {
 		t.conn.WriteToUDPAddrPort(why.packet(), t.client) // best effort: it may be lost on its way, too
 	}
-	t.conn.Close()
+	hangUp(t.conn)
 }
 
 // attach gives the transfer its socket; the error is why it has ended meanwhile.

@@ -49,33 +49,47 @@ func (e endpoint) listen(port int) (*net.UDPConn, error) {
 	return conn.(*net.UDPConn), nil
 }
 
-// dedicate makes a socket that of one transfer, in which every block waits for its acknowledgement: what is
-// spent for each decides the rate.
+// line is the socket of one transfer, in which every block waits for its acknowledgement: what is spent for
+// each decides the rate.
 //
 // It is connected to the client in the kernel (not in the net package, whose WriteToUDP pin/tftp calls): that
 // spares the search for route and socket, keeps strangers' packets out, and a client that has gone is told by
-// its own host's ICMP, as ECONNREFUSED. And it blocks: reading is one system call then, where the runtime's
-// poller takes three (a read in vain, epoll, a read) and a change of goroutines. A thread waits for that long,
-// one for each transfer, no more than MaxTransfers.
+// its own host's ICMP, as ECONNREFUSED.
 //
-// patience bounds a read; after it the runtime looks at the deadline that pin/tftp has set, which is as long.
-// Reads of a blocking socket do not end when it is closed: see hangUp.
-func dedicate(conn *net.UDPConn, client netip.AddrPort, patience time.Duration) error {
+// While few transfers run, reading blocks: that is one system call, where the runtime's poller takes three (a
+// read in vain, epoll, a read) and a change of goroutines. With many the poller gets several acknowledgements
+// by one call, and blocked threads would only wait for one another's turn.
+type line struct {
+	*net.UDPConn
+	blocks bool
+}
+
+// dedicate makes a socket the line to a client. Patience bounds a read that blocks; after it the runtime looks
+// at the deadline that pin/tftp has set, which is as long.
+func dedicate(conn *net.UDPConn, client netip.AddrPort, patience time.Duration) (*line, error) {
 	wait := unix.NsecToTimeval(patience.Nanoseconds())
-	return control(conn, func(fd int) error {
-		if client.Addr().Is4() { // inventory knows no other
-			if err := unix.Connect(fd, &unix.SockaddrInet4{Addr: client.Addr().As4(), Port: int(client.Port())}); err != nil {
-				return os.NewSyscallError("connect", err)
-			}
-		}
+	return &line{UDPConn: conn}, control(conn, func(fd int) error {
 		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
 			return os.NewSyscallError("SO_RCVTIMEO", err)
 		}
-		return os.NewSyscallError("fcntl", unix.SetNonblock(fd, false))
+		if !client.Addr().Is4() { // the configuration knows no other
+			return nil
+		}
+		return os.NewSyscallError("connect", unix.Connect(fd, &unix.SockaddrInet4{Addr: client.Addr().As4(), Port: int(client.Port())}))
 	})
 }
 
-// hangUp wakes who reads from a dedicated socket, and closes it. Close by itself would wait for the reader.
+// block decides whether the next reads block. It is called by who reads.
+func (l *line) block(on bool) {
+	if l.blocks == on {
+		return
+	}
+	if control(l.UDPConn, func(fd int) error { return unix.SetNonblock(fd, !on) }) == nil {
+		l.blocks = on
+	}
+}
+
+// hangUp wakes who reads, and closes the line. Close by itself would wait for a reader that blocks.
 func hangUp(conn *net.UDPConn) {
 	control(conn, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RD) })
 	conn.Close()

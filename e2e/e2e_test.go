@@ -130,7 +130,7 @@ func (l *virtualRack) awaitSerial(machine string, from int, pattern string, limi
 
 // Done-when 1: BIOS, UEFI PXE and UEFI HTTP Boot, each to its own installer.
 func TestBootToInstaller(t *testing.T) {
-	l, out := labUp(t, "e2eboot", "--firmware", "bios,uefi,uefi-http")
+	l, out := labUp(t, "e2eboot", "--boot-only", "--firmware", "bios,uefi,uefi-http")
 	t.Log(out)
 	for i, name := range []string{"kmaster", "knode1", "knode2"} {
 		mac, ip := fmt.Sprintf("52-54-00-00-00-8%d", i), fmt.Sprintf("10.10.10.8%d", i)
@@ -162,7 +162,7 @@ func TestBootToInstaller(t *testing.T) {
 
 // Done-when 2: firmware that enforces Secure Boot.
 func TestSecureBoot(t *testing.T) {
-	l, _ := labUp(t, "e2esb", "--firmware", "uefi-secureboot", "--off")
+	l, _ := labUp(t, "e2esb", "--boot-only", "--firmware", "uefi-secureboot", "--off")
 	l.lab("power", "on", "kmaster")
 	line := l.awaitSerial("kmaster", 0, `rackstrap-lab: kernel command line: (.*)`, 6*time.Minute)[1]
 	require.Contains(t, line, "inst.ks=http://10.10.10.1:8080/ks/52-54-00-00-00-80 ")
@@ -171,7 +171,7 @@ func TestSecureBoot(t *testing.T) {
 
 // Done-when 3: an installed machine that boots from the network boots its disk.
 func TestInstalledMachinesBootTheirDisks(t *testing.T) {
-	l, _ := labUp(t, "e2edisk", "--firmware", "bios,uefi,uefi-http", "--off")
+	l, _ := labUp(t, "e2edisk", "--boot-only", "--firmware", "bios,uefi,uefi-http", "--off")
 	names := []string{"kmaster", "knode1", "knode2"}
 	for _, name := range names {
 		l.lab("plant", name)
@@ -199,7 +199,7 @@ network: {subnet: 10.10.10.0/24, dhcp: {pool: 10.10.10.200-10.10.10.250, unknown
 machines:
   - {name: kmaster, ip: 10.10.10.80, role: control-plane}
 `), 0o644))
-	l, _ := labUp(t, "e2eunknown", "--config", config, "--firmware", "bios")
+	l, _ := labUp(t, "e2eunknown", "--boot-only", "--config", config, "--firmware", "bios")
 	l.awaitSerial("kmaster", 0, `is not in the list of the rack`, 3*time.Minute)
 	var mac string
 	for _, m := range l.status().Machines {

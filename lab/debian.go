@@ -19,6 +19,7 @@ func Packages() []string {
 		"iproute2", "qemu-system-x86", "qemu-utils", "ovmf", "ipxe-qemu", // the rack
 		"xorriso", "squashfs-tools", "busybox-static", "shim-signed", "grub-efi-amd64-signed", // the ISO
 		"mtools", "grub-common", "grub-pc-bin", // PlantDisk
+		"mmdebstrap", "createrepo-c", // BuildSystem
 	}
 }
 

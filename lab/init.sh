@@ -1,7 +1,8 @@
 #!/bin/sh
 # The init of the lab's initrd. It stands in for Anaconda's first minutes: it does on the wire what the
 # CentOS 7 installer does (DHCP on the NIC of BOOTIF, the kickstart with the installer's headers, the tree's
-# first files) and tells each step on the serial port. With rackstrap.disk=NAME it stands in for the installed
+# first files) and tells each step on the serial port. A second stage that holds the lab's system then takes over
+# (package lab/installer), as Anaconda does from dracut. With rackstrap.disk=NAME it stands in for the installed
 # system.
 
 export PATH=/bin
@@ -153,8 +154,51 @@ tree() {
 	esac
 	fetch treeinfo "$base/.treeinfo" /run/treeinfo || return 1
 	image=$(sed -n 's/^mainimage *= *//p' /run/treeinfo)
-	fetch stage2 "$base/${image:-LiveOS/squashfs.img}" /run/stage2 || return 1
-	fetch repository "$base/repodata/repomd.xml" /run/repomd
+	image=${image:-LiveOS/squashfs.img}
+	fetch stage2 "$base/$image" /run/install/stage2 || return 1
+	sum=$(sed -n "s|^$image *= *sha256:||p" /run/treeinfo)
+	if [ -n "$sum" ] && [ "$(sha256sum /run/install/stage2 | cut -d ' ' -f 1)" != "$sum" ]; then
+		say "stage2 is not what .treeinfo says"
+		return 1
+	fi
+	# A medium need not have these: 404 is the rule.
+	for image in updates product; do
+		! fetch "$image" "$base/images/$image.img" "/run/$image.img" || say "the lab has no use for $image.img"
+	done
+}
+
+# hand_over makes the second stage the root, with a layer of memory above it, and lets the installer in it go on.
+# It returns if the second stage is none that the lab has made.
+hand_over() {
+	mkdir -p /run/lower /run/upper /run/root
+	mount -t squashfs -o loop,ro /run/install/stage2 /run/lower 2>/run/mount.log || return 1
+	[ -x /run/lower/rackstrap-lab/rackstrap ] || return 1
+	mount -t tmpfs -o size=50%,mode=755 upper /run/upper
+	mkdir /run/upper/files /run/upper/work
+	mount -t overlay -o lowerdir=/run/lower,upperdir=/run/upper/files,workdir=/run/upper/work overlay /run/root ||
+		fail "mounting the second stage"
+	cp /run/kickstart /run/install/ks.cfg
+	mkdir -p /run/root/run/install
+	mount -t proc proc /run/root/proc
+	mount -t sysfs sysfs /run/root/sys
+	# The kernel would ask for them in this initrd, which is still its root.
+	chroot /run/root modprobe -a dm_mod xfs ext4 vfat nls_cp437 nls_ascii nls_utf8
+	if [ -d /sys/firmware/efi ]; then
+		chroot /run/root modprobe efivarfs
+		mount -t efivarfs efivarfs /run/root/sys/firmware/efi/efivars
+	fi
+	mount -t devtmpfs devtmpfs /run/root/dev
+	mkdir -p /run/root/dev/pts
+	mount -t devpts devpts /run/root/dev/pts
+	mount -t tmpfs -o mode=755 run /run/root/run
+	mkdir /run/root/run/install
+	mount --bind /run/install /run/root/run/install
+	cp /etc/resolv.conf /run/root/etc/resolv.conf 2>/dev/null
+	chroot /run/root /usr/lib/systemd/systemd-udevd --daemon
+	chroot /run/root udevadm trigger
+	chroot /run/root udevadm settle --timeout=60
+	chroot /run/root /rackstrap-lab/rackstrap lab-installer --handover /run/install >/dev/ttyS0 2>&1
+	say "the installer has ended with status $?"
 }
 
 say "kernel command line: $(cat /proc/cmdline)"
@@ -183,6 +227,7 @@ else
 fi
 configure "$nic" -V "anaconda-Linux 3.10.0-1160.el7.x86_64 x86_64"
 
+mkdir -p /run/install
 repo=$(argument inst.repo)
 kickstart=$(argument inst.ks)
 if [ -n "$kickstart" ]; then
@@ -195,4 +240,5 @@ if [ -n "$repo" ]; then
 	tree "$repo" || fail "installation tree $repo"
 fi
 say "installer reached"
+hand_over
 finish

@@ -23,10 +23,10 @@ import (
 //	rackstrap-lab: address 10.10.10.80 on eth0 52:54:00:00:00:80
 //	rackstrap-lab: lease from 10.10.10.1: router 10.10.10.121, hostname kmaster, 43200 s
 //	rackstrap-lab: kickstart http://10.10.10.1:8080/ks/... HTTP 200 1234 bytes
-//	rackstrap-lab: treeinfo|stage2|repository http://... HTTP 200 735 bytes
+//	rackstrap-lab: treeinfo|stage2|updates|product http://... HTTP 200 735 bytes
 //	rackstrap-lab: installer reached
 //
-// or, at any step, `rackstrap-lab: FAILED ...`.
+// whereupon the second stage, if the lab has made it, goes on in the same manner (package lab/installer), or, at any step, `rackstrap-lab: FAILED ...`.
 //
 //go:embed init.sh
 var initScript []byte
@@ -39,6 +39,7 @@ var udhcpcScript []byte
 var initrdModules = []string{
 	"virtio_pci", "virtio_net", "virtio_scsi", "virtio_blk", "virtio-rng", "e1000", "e1000e", "af_packet",
 	"sd_mod", "sr_mod", "isofs",
+	"loop", "squashfs", "overlay", // the second stage, which has all others
 }
 
 // buildInitrd packs busybox, the modules and the init script.

@@ -17,6 +17,10 @@ import (
 type ISOOptions struct {
 	// CacheDir as in Spec.
 	CacheDir string
+	// System is what the medium installs (see BuildSystem), and Program the file of this program, which its
+	// installer is. Without them the medium ends where the installer would begin.
+	System  *System
+	Program string
 }
 
 const (
@@ -25,7 +29,7 @@ const (
 )
 
 // isoRecipe is part of the cached ISO's name: raise it when the layout changes.
-const isoRecipe = "1"
+const isoRecipe = "2"
 
 // BuildISO writes an image that a boot server cannot tell from CentOS-7-x86_64-Minimal-2009 by its layout:
 // .treeinfo, .discinfo, images/pxeboot, EFI/BOOT, LiveOS, repodata, Packages, with Rock Ridge and Joliet names.
@@ -38,13 +42,13 @@ func BuildISO(ctx context.Context, out string, opts ISOOptions) error {
 	if cache == "" {
 		cache = DefaultCacheDir()
 	}
-	if err := buildISO(ctx, out, cache); err != nil {
+	if err := buildISO(ctx, out, cache, opts); err != nil {
 		return fmt.Errorf("lab: iso: %w", err)
 	}
 	return nil
 }
 
-func buildISO(ctx context.Context, out, cache string) error {
+func buildISO(ctx context.Context, out, cache string, opts ISOOptions) error {
 	boot, err := preparePayload(ctx, cache)
 	if err != nil {
 		return err
@@ -53,12 +57,16 @@ func buildISO(ctx context.Context, out, cache string) error {
 	if err != nil {
 		return err
 	}
+	if opts.System != nil {
+		// Not kept in the cache: it holds this very program.
+		return masterISO(ctx, out, boot, loaders, opts)
+	}
 	cached := filepath.Join(cache, "lab-"+hashOf([]byte(isoRecipe+boot.hash), loaders.shim, loaders.netGRUB)+".iso")
 	err = lockedFile(ctx, filepath.Join(cache, "cache.lock"), func() error {
 		if _, err := os.Stat(cached); err == nil {
 			return nil
 		}
-		return masterISO(ctx, cached, boot, loaders)
+		return masterISO(ctx, cached, boot, loaders, opts)
 	})
 	if err != nil {
 		return err
@@ -95,7 +103,7 @@ func readLoaders(ctx context.Context, d debian) (loaders, error) {
 }
 
 // masterISO lays the tree and has xorriso write it.
-func masterISO(ctx context.Context, out string, boot payload, from loaders) error {
+func masterISO(ctx context.Context, out string, boot payload, from loaders, opts ISOOptions) error {
 	root, err := os.MkdirTemp(filepath.Dir(out), ".iso-*")
 	if err != nil {
 		return err
@@ -111,32 +119,23 @@ func masterISO(ctx context.Context, out string, boot payload, from loaders) erro
 	if err != nil {
 		return err
 	}
-	stage2, err := squashfs(ctx, root)
-	if err != nil {
-		return err
-	}
-	primary, comps := zipped(primaryXML), []byte(compsXML)
-	primaryName := "repodata/" + sha256Hex(primary) + "-primary.xml.gz"
-	compsName := "repodata/" + sha256Hex(comps) + "-c7-minimal-x86_64-comps.xml"
-	repomd := []byte(repomdXML(
-		repoFile{"primary", primaryName, primary, sha256Hex([]byte(primaryXML))},
-		repoFile{"group", compsName, comps, ""}))
-
 	files := map[string][]byte{
 		"images/pxeboot/vmlinuz":    vmlinuz,
 		"images/pxeboot/initrd.img": initrd,
-		"LiveOS/squashfs.img":       stage2,
 		"EFI/BOOT/BOOTX64.EFI":      from.shim,
 		"EFI/BOOT/grubx64.efi":      from.netGRUB,
 		"EFI/BOOT/grub.cfg":         []byte(isoGRUB),
-		"repodata/repomd.xml":       repomd,
-		primaryName:                 primary,
-		compsName:                   comps,
-		"Packages/README":           []byte("The lab's installation tree holds no packages.\n"),
 		"CentOS_BuildTag":           []byte("rackstrap lab\n"),
 		".discinfo":                 []byte(isoTime + "\n7.9\nx86_64\n"),
 	}
-	files[".treeinfo"] = []byte(treeinfo(files))
+	if opts.System == nil {
+		err = emptyMedium(ctx, root, files)
+	} else {
+		err = systemMedium(ctx, root, tree, opts)
+	}
+	if err != nil {
+		return err
+	}
 	for name, content := range files {
 		path := filepath.Join(tree, name)
 		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
@@ -146,12 +145,64 @@ func masterISO(ctx context.Context, out string, boot payload, from loaders) erro
 			return err
 		}
 	}
+	info, err := treeinfo(tree)
+	if err != nil {
+		return err
+	}
+	if err := os.WriteFile(filepath.Join(tree, ".treeinfo"), []byte(info), 0o644); err != nil {
+		return err
+	}
 	half := filepath.Join(root, "half.iso")
 	if _, err := output(ctx, "xorriso", "-as", "mkisofs", "-quiet", "-R", "-J", "-joliet-long",
 		"-V", isoLabel, "-o", half, tree); err != nil {
 		return err
 	}
 	return os.Rename(half, out)
+}
+
+// emptyMedium adds a second stage that holds nothing, and a repository without packages.
+func emptyMedium(ctx context.Context, root string, files map[string][]byte) error {
+	stage2, err := squashfs(ctx, root)
+	if err != nil {
+		return err
+	}
+	primary, comps := zipped(primaryXML), []byte(compsXML)
+	primaryName := "repodata/" + sha256Hex(primary) + "-primary.xml.gz"
+	compsName := "repodata/" + sha256Hex(comps) + "-c7-minimal-x86_64-comps.xml"
+	files["LiveOS/squashfs.img"] = stage2
+	files["Packages/README"] = []byte("The lab's installation tree holds no packages.\n")
+	files[primaryName], files[compsName] = primary, comps
+	files["repodata/repomd.xml"] = []byte(repomdXML(
+		repoFile{"primary", primaryName, primary, sha256Hex([]byte(primaryXML))},
+		repoFile{"group", compsName, comps, ""}))
+	return nil
+}
+
+// systemMedium adds the lab's system, with this program in it, as the second stage, and the medium's packages.
+func systemMedium(ctx context.Context, root, tree string, opts ISOOptions) error {
+	stage2 := filepath.Join(tree, "LiveOS", "squashfs.img")
+	if err := os.MkdirAll(filepath.Dir(stage2), 0o755); err != nil {
+		return err
+	}
+	if err := copyFile(stage2, opts.System.Image); err != nil {
+		return err
+	}
+	program := filepath.Join(root, "program", "rackstrap-lab")
+	if err := os.MkdirAll(program, 0o755); err != nil {
+		return err
+	}
+	if err := copyFile(filepath.Join(program, "rackstrap"), opts.Program); err != nil {
+		return err
+	}
+	if err := os.Chmod(filepath.Join(program, "rackstrap"), 0o755); err != nil {
+		return err
+	}
+	// mksquashfs appends to an image that is there; without -comp it takes the image's own.
+	if _, err := output(ctx, "mksquashfs", program, stage2, "-quiet", "-no-progress", "-keep-as-directory", "-all-root"); err != nil {
+		return err
+	}
+	medium := filepath.Join(opts.System.Repositories, "medium")
+	return os.CopyFS(tree, os.DirFS(medium))
 }
 
 // squashfs makes a small stand-in for the installer's root file system, at LiveOS/rootfs.img in it.
@@ -173,12 +224,16 @@ func squashfs(ctx context.Context, dir string) ([]byte, error) {
 }
 
 // treeinfo has the sections and keys that CentOS 7's has. Its checksums are of the files themselves.
-func treeinfo(files map[string][]byte) string {
+func treeinfo(tree string) (string, error) {
 	var checksums strings.Builder
 	for _, name := range []string{
 		"LiveOS/squashfs.img", "images/pxeboot/initrd.img", "images/pxeboot/vmlinuz", "repodata/repomd.xml",
 	} {
-		fmt.Fprintf(&checksums, "%s = sha256:%s\n", name, sha256Hex(files[name]))
+		content, err := os.ReadFile(filepath.Join(tree, name))
+		if err != nil {
+			return "", err
+		}
+		fmt.Fprintf(&checksums, "%s = sha256:%s\n", name, sha256Hex(content))
 	}
 	return `[general]
 name = CentOS-7
@@ -202,7 +257,7 @@ kernel = images/pxeboot/vmlinuz
 initrd = images/pxeboot/initrd.img
 
 [checksums]
-` + checksums.String()
+` + checksums.String(), nil
 }
 
 // isoGRUB is what GRUB would show when the ISO itself is booted.

@@ -112,22 +112,10 @@ func (r *Rack) Reload(ctx context.Context, cfg *inventory.Config) error {
 	r.change.Lock()
 	defer r.change.Unlock()
 
-	var changes []Change // a thousand machines that are new in the list share one fsync
 	for i := range cfg.Machines {
-		if c, needed := r.adopt(cfg, &cfg.Machines[i]); needed {
-			changes = append(changes, c)
+		if err := r.adopt(ctx, cfg, &cfg.Machines[i]); err != nil {
+			return err
 		}
-	}
-	if len(changes) > 0 {
-		stored, err := r.store.CommitAll(ctx, changes)
-		if err != nil {
-			return fmt.Errorf("store the machines that are new in the list: %w", err)
-		}
-		var events []Event
-		for _, c := range changes {
-			events = append(events, c.Events...)
-		}
-		r.show(stored, events)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -152,14 +140,14 @@ func bindings(cfg *inventory.Config, records map[string]Record) map[inventory.MA
 	return names
 }
 
-// adopt finds what a machine of the list needs for its record to fit its hardware, if anything.
-func (r *Rack) adopt(cfg *inventory.Config, m *inventory.Machine) (c Change, needed bool) {
+// adopt makes sure that a machine of the list has a record that fits its hardware.
+func (r *Rack) adopt(ctx context.Context, cfg *inventory.Config, m *inventory.Machine) error {
 	if m.MAC.IsZero() {
-		return Change{}, false // a free slot, or bound to the MAC of its record
+		return nil // a free slot, or bound to the MAC of its record
 	}
 	rec, known := r.records[m.Name]
 	if known && rec.MAC == m.MAC {
-		return Change{}, false
+		return nil
 	}
 	next := rec
 	next.Name, next.MAC, next.Enrolled = m.Name, m.MAC, false
@@ -179,7 +167,7 @@ func (r *Rack) adopt(cfg *inventory.Config, m *inventory.Machine) (c Change, nee
 		next.Since = r.now()
 		next.arm(Armed)
 	}
-	return Change{Record: next, Events: []Event{r.transitionEvent(rec, next, "listed")}}, true
+	return r.commit(ctx, next, r.transitionEvent(rec, next, "listed"))
 }
 
 // installedAs finds the record of the same hardware under another name that the list no longer gives it.
@@ -202,16 +190,8 @@ func (r *Rack) commit(ctx context.Context, rec Record, events ...Event) error {
 	if err != nil {
 		return fmt.Errorf("%s: store: %w", rec.Name, err)
 	}
-	r.show([]Record{stored}, events)
-	return nil
-}
-
-// show puts stored records in force, and announces their events.
-func (r *Rack) show(stored []Record, events []Event) {
 	r.mu.Lock()
-	for _, rec := range stored {
-		r.records[rec.Name] = rec
-	}
+	r.records[rec.Name] = stored
 	if r.config != nil {
 		r.names = bindings(r.config, r.records)
 	}
@@ -220,6 +200,7 @@ func (r *Rack) show(stored []Record, events []Event) {
 		r.journal.announce(e)
 		r.logEvent(e)
 	}
+	return nil
 }
 
 func (r *Rack) transitionEvent(from, to Record, why string) Event {

@@ -7,7 +7,7 @@ state=${DEMO_STATE:-/var/lib/rackstrap-lab/demo}
 lab() { "$rackstrap" lab --name demo --state "$state" "$@"; }
 cd "$(mktemp -d)" # the embedded defaults, not a configuration that happens to lie here
 trap 'lab down; rmdir "$PWD"' EXIT
-lab up --wait "${DEMO_WAIT:-8m}"
+lab up --boot-only --wait "${DEMO_WAIT:-8m}"
 echo
 "$rackstrap" --config "$state/rackstrap.yaml" status
 echo

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"syscall"
 	"time"
 
 	"rackstrap/bootplan"
@@ -22,19 +21,17 @@ type content struct {
 	left  int64
 	t     *transfer
 	now   func() time.Time
-	each  func() // before each block
-	sent  int64  // bytes handed to pin/tftp: all but the last block are acknowledged
-	fault error  // why the file could not be read
+	sent  int64 // bytes handed to pin/tftp: all but the last block are acknowledged
+	fault error // why the file could not be read
 }
 
-func newContent(f *bootplan.File, t *transfer, now func() time.Time, each func()) *content {
-	return &content{file: bufio.NewReaderSize(f, int(min(f.Size, readAhead))), left: f.Size, t: t, now: now, each: each}
+func newContent(f *bootplan.File, t *transfer, now func() time.Time) *content {
+	return &content{file: bufio.NewReaderSize(f, int(min(f.Size, readAhead))), left: f.Size, t: t, now: now}
 }
 
 // Read is called for each block, when the one before is acknowledged.
 func (c *content) Read(p []byte) (int, error) {
 	c.t.alive(c.now())
-	c.each()
 	if c.fault != nil {
 		return 0, c.fault
 	}
@@ -72,11 +69,11 @@ func (c *content) result(err error) result {
 		r.ending, r.told = ended.ending, ended.text
 	case errors.As(err, &network) && network.Timeout():
 		r.ending = endTimeout
-	case network != nil && !errors.Is(err, syscall.ECONNREFUSED): // that is a client whose port is closed
+	case network != nil:
 		r.ending = endNetwork
 	case c.t.tsize && c.sent <= int64(c.t.blockSize()):
 		r.ending = endSizeProbe
-	default: // by an ERROR packet, for which pin/tftp has no type, or without one
+	default: // an ERROR packet, for which pin/tftp has no type
 		r.ending = endAborted
 	}
 	return r

@@ -56,6 +56,7 @@ func (a *app) labCommand() *cobra.Command {
 type labUp struct {
 	*labFlags
 	iso      string
+	bootOnly bool
 	firmware []string
 	off      bool
 	wait     time.Duration
@@ -78,11 +79,13 @@ func (a *app) labUpCommand(flags *labFlags) *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVar(&up.iso, "iso", "", "install from this `FILE` instead of the lab's own image")
+	cmd.Flags().BoolVar(&up.bootOnly, "boot-only", false, "use a small image that ends where the installer would begin")
 	cmd.Flags().StringSliceVar(&up.firmware, "firmware", []string{"bios", "uefi", "uefi-http"},
 		"firmware of the machines in their order, the list begins anew at its end; or NAME=FIRMWARE\n"+
 			"(bios, uefi, uefi-http, uefi-secureboot)")
 	cmd.Flags().BoolVar(&up.off, "off", false, "leave the machines powered off")
-	cmd.Flags().DurationVar(&up.wait, "wait", 0, "wait so long for every machine to reach the installer, and tell the timeline")
+	cmd.Flags().DurationVar(&up.wait, "wait", 0, "wait so long for every machine to be installed and to boot its disk\n"+
+		"(with --boot-only: to reach the installer), and tell the timeline")
 	return cmd
 }
 
@@ -142,15 +145,7 @@ func (up *labUp) configure(ctx context.Context, source []byte) (*inventory.Confi
 	if err := os.MkdirAll(up.stateDir, 0o700); err != nil {
 		return nil, "", err
 	}
-	iso := up.iso
-	if iso == "" {
-		iso = filepath.Join(up.stateDir, "lab.iso")
-		fmt.Fprintln(up.out, "preparing the lab's ISO (the first time takes a minute)")
-		if err := lab.BuildISO(ctx, iso, lab.ISOOptions{}); err != nil {
-			return nil, "", err
-		}
-	}
-	iso, err := filepath.Abs(iso)
+	iso, system, err := up.medium(ctx)
 	if err != nil {
 		return nil, "", err
 	}
@@ -175,6 +170,13 @@ func (up *labUp) configure(ctx context.Context, source []byte) (*inventory.Confi
 	install := section(file, "install")
 	args, _ := install["kernel_args"].([]any)
 	install["kernel_args"] = append(args, "console=ttyS0,115200")
+	if system != nil {
+		// The repositories of the lab take the place of those on the internet, which machines in here do not reach.
+		repos := section(install, "repos")
+		for _, name := range lab.RepositoryNames() {
+			repos[name] = map[string]any{"dir": filepath.Join(system.Repositories, name), "gpgkey": inventory.NoGPGKey}
+		}
+	}
 	if list, ok := file["machines"].([]any); ok {
 		for i, entry := range list {
 			if m, ok := entry.(map[string]any); ok && up.firmwareOf(i, fmt.Sprint(m["name"])) == string(lab.UEFISecureBoot) {
@@ -195,6 +197,31 @@ func (up *labUp) configure(ctx context.Context, source []byte) (*inventory.Confi
 		return nil, "", &configError{err}
 	}
 	return cfg, path, nil
+}
+
+// medium is the image that machines install from. system is what the lab's own image installs; nil for others.
+func (up *labUp) medium(ctx context.Context) (iso string, system *lab.System, err error) {
+	if up.iso != "" {
+		iso, err = filepath.Abs(up.iso)
+		return iso, nil, err
+	}
+	iso, err = filepath.Abs(filepath.Join(up.stateDir, "lab.iso"))
+	if err != nil {
+		return "", nil, err
+	}
+	if up.bootOnly {
+		return iso, nil, lab.BuildISO(ctx, iso, lab.ISOOptions{})
+	}
+	fmt.Fprintln(up.out, "preparing the lab's system and ISO (the first time takes some minutes)")
+	built, err := lab.BuildSystem(ctx, "", newLogger(slog.LevelInfo, false))
+	if err != nil {
+		return "", nil, err
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", nil, err
+	}
+	return iso, &built, lab.BuildISO(ctx, iso, lab.ISOOptions{System: &built, Program: self})
 }
 
 // section is a map of the file, made if it is not there.
@@ -235,8 +262,8 @@ func (up *labUp) machines(cfg *inventory.Config) ([]lab.Machine, error) {
 			return nil, &usageError{fmt.Errorf("--firmware %s: one of %v", firmware, lab.Firmwares())}
 		}
 		spec := lab.Machine{Name: m.Name, MAC: mac.HardwareAddr(), Firmware: firmware}
-		if up.iso != "" {
-			spec.MemoryMiB = 2048 // the real Anaconda
+		if !up.bootOnly {
+			spec.MemoryMiB = 2048 // as the real Anaconda wants
 		}
 		machines = append(machines, spec)
 	}

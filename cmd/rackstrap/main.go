@@ -14,6 +14,7 @@ import (
 
 	"rackstrap/firstboot/agent"
 	"rackstrap/inventory"
+	"rackstrap/lab/installer"
 )
 
 // Exit codes of every command.
@@ -26,6 +27,9 @@ const (
 var version = "devel"
 
 func main() {
+	if status, called := installer.Tool(context.Background(), os.Args); called { // as yum, in the lab
+		os.Exit(status)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := rootCommand().ExecuteContext(ctx); err != nil {
@@ -63,6 +67,7 @@ func rootCommand() *cobra.Command {
 		app.mediaCommand(),
 		app.labCommand(),
 		app.agentCommand(),
+		labInstallerCommand(),
 		app.versionCommand(),
 	)
 	return root

@@ -42,7 +42,6 @@ var allowed = map[string][]string{
 	"e2e/fakekube":      {},
 	"internal/testenv":  {},
 	"internal/fakenode": {"firstboot/api"},
-	"internal/repotest": {},
 }
 
 type listed struct {

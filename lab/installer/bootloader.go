@@ -1,0 +1,140 @@
+package installer
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+)
+
+// grubConfig is where GRUB looks, under both firmwares.
+const grubConfig = "/boot/grub/grub.cfg"
+
+// bootLoader installs GRUB for the firmware that has booted the installer. A Root has none.
+func (j *job) bootLoader(ctx context.Context) error {
+	if j.disk == nil || j.plan.loader.disabled {
+		return nil
+	}
+	j.say("boot loader")
+	config, err := j.grubConfig()
+	if err != nil {
+		return fmt.Errorf("boot loader: %w", err)
+	}
+	if err := j.target.write(grubConfig, config, 0o600); err != nil {
+		return err
+	}
+	if j.disk.uefi {
+		err = j.grubUEFI(ctx)
+	} else {
+		_, err = j.target.run(ctx, "/usr/sbin/grub-install", "--target=i386-pc", "--no-floppy", j.disk.device())
+	}
+	if err != nil {
+		return fmt.Errorf("boot loader: %w", err)
+	}
+	return nil
+}
+
+// grubUEFI lays GRUB where CentOS has it, and where firmware looks that has forgotten its boot entries; CentOS's
+// shim is found there too. --leavebootorder makes the entry without putting it first (efibootmgr -C), so that
+// the machine keeps booting from the network.
+func (j *job) grubUEFI(ctx context.Context) error {
+	if _, err := j.target.run(ctx, "/usr/sbin/grub-install", "--target=x86_64-efi", "--efi-directory=/boot/efi", "--bootloader-id=centos",
+		"--no-nvram"); err != nil {
+		return err
+	}
+	loader, err := os.ReadFile(j.target.path("/boot/efi/EFI/centos/grubx64.efi"))
+	if err != nil {
+		return err
+	}
+	if err := j.target.write("/boot/efi/EFI/BOOT/BOOTX64.EFI", string(loader), 0o700); err != nil {
+		return err
+	}
+	if _, err := os.Stat("/sys/firmware/efi/efivars"); err != nil {
+		return nil
+	}
+	number := 0
+	for i := 1; i < 129; i++ {
+		if slices.ContainsFunc(j.disk.mounts, func(m mount) bool { return m.at == "/boot/efi" && m.device == j.disk.partitionDevice(i) }) {
+			number = i
+		}
+	}
+	create := "--create"
+	if j.plan.loader.leaveBootOrder {
+		create = "--create-only"
+	}
+	if _, err := j.target.run(ctx, "/usr/bin/efibootmgr", create, "--quiet", "--disk", j.disk.device(), "--part", fmt.Sprint(number),
+		"--label", "CentOS", "--loader", `\EFI\centos\grubx64.efi`); err != nil {
+		// Anaconda asks whether to go on; without an entry the machine still boots by EFI/BOOT.
+		j.log.line("anaconda", "WARN anaconda: %v", err)
+	}
+	return nil
+}
+
+// keptArgs are arguments of the installer's kernel that Anaconda hands on to the installed one.
+func (j *job) keptArgs() (kept []string) {
+	for _, word := range strings.Fields(j.KernelArgs) {
+		switch key, _, _ := strings.Cut(word, "="); key {
+		case "console", "net.ifnames", "biosdevname", "ipv6.disable", "nomodeset", "selinux":
+			kept = append(kept, word)
+		}
+	}
+	return kept
+}
+
+// grubConfig boots the newest kernel. It is written out, not made by grub-mkconfig, which takes a minute on an
+// emulated machine.
+func (j *job) grubConfig() (string, error) {
+	kernels, err := filepath.Glob(j.target.path("/boot/vmlinuz-*"))
+	if err != nil || len(kernels) == 0 {
+		return "", errors.New("no kernel in /boot")
+	}
+	slices.SortFunc(kernels, compareVersions)
+	version := strings.TrimPrefix(filepath.Base(kernels[len(kernels)-1]), "vmlinuz-")
+	var root, boot mount
+	for _, m := range j.disk.mounts {
+		switch m.at {
+		case "/":
+			root = m
+		case "/boot":
+			boot = m
+		}
+	}
+	prefix := ""
+	if boot.uuid == "" {
+		boot, prefix = root, "/boot"
+	}
+	source := root.source
+	if source == "" {
+		source = "UUID=" + root.uuid
+	}
+	args := []string{"root=" + source, "ro"}
+	if vg, lv, ok := strings.Cut(strings.TrimPrefix(root.source, "/dev/mapper/"), "-"); ok {
+		args = append(args, "rd.lvm.lv="+vg+"/"+lv)
+	}
+	args = append(args, strings.Fields(j.plan.loader.args)...)
+	for _, kept := range j.keptArgs() {
+		if !slices.Contains(args, kept) {
+			args = append(args, kept)
+		}
+	}
+	line := strings.Join(args, " ")
+	if strings.ContainsAny(line, "\n'\";&|<>${}\\") {
+		return "", fmt.Errorf("kernel arguments %q hold what GRUB would interpret", line)
+	}
+	return fmt.Sprintf(`# Written by the installer, as the kickstart says.
+set timeout=%d
+insmod part_msdos
+insmod part_gpt
+insmod xfs
+insmod ext2
+insmod lvm
+search --no-floppy --fs-uuid --set=root %s
+menuentry 'CentOS Linux 7 (the lab: Debian, Linux %s)' {
+	linux %s/vmlinuz-%s %s
+	initrd %s/initrd.img-%s
+}
+`, j.plan.loader.timeout, boot.uuid, version, prefix, version, line, prefix, version), nil
+}

@@ -17,7 +17,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// probe runs the conflict check of an address. ok is false if too many run already.
+// probe runs the conflict check of an address. ok is false if too many run already. The worker that waits for
+// it is replaced meanwhile: others, above all the machines of the list, never wait for it too.
 func (s *Server) probe(ctx context.Context, ip netip.Addr) (inUse bool, by string, ok bool) {
 	if s.prober == nil {
 		return false, "", true
@@ -28,6 +29,9 @@ func (s *Server) probe(ctx context.Context, ip netip.Addr) (inUse bool, by strin
 	default:
 		return false, "", false
 	}
+	back := make(chan struct{})
+	defer close(back)
+	s.standIns.Go(func() { s.work(ctx, back) })
 	ctx, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
 	inUse, by = s.prober(ctx, ip)

@@ -49,15 +49,6 @@ type exchange struct {
 	d   lifecycle.Decision
 }
 
-// messages is the state machine of RFC 2131 section 4.3: a file for each.
-var messages = map[dhcpv4.MessageType]func(*exchange) Answer{
-	dhcpv4.MessageTypeDiscover: (*exchange).discover,
-	dhcpv4.MessageTypeRequest:  (*exchange).request,
-	dhcpv4.MessageTypeDecline:  (*exchange).decline,
-	dhcpv4.MessageTypeRelease:  (*exchange).release,
-	dhcpv4.MessageTypeInform:   (*exchange).inform,
-}
-
 // Handle works out what a packet gets. It changes what a DHCP server remembers (leases, offers, what was
 // seen), and may wait for a conflict check or for the disk, but never sends. Safe for concurrent use.
 func (s *Server) Handle(ctx context.Context, req *dhcpv4.DHCPv4, via Arrival) Answer {
@@ -88,11 +79,24 @@ func (s *Server) Handle(ctx context.Context, req *dhcpv4.DHCPv4, via Arrival) An
 	case mode == inventory.DHCPProxy:
 		return x.proxy()
 	}
-	message, ok := messages[f.kind]
-	if !ok {
-		return Answer{Drop: DropMalformed, Why: f.kind.String() + " is no client's message"}
+	return x.message()
+}
+
+// message is the state machine of RFC 2131 section 4.3: a file for each.
+func (x *exchange) message() Answer {
+	switch x.f.kind {
+	case dhcpv4.MessageTypeDiscover:
+		return x.discover()
+	case dhcpv4.MessageTypeRequest:
+		return x.request()
+	case dhcpv4.MessageTypeDecline:
+		return x.decline()
+	case dhcpv4.MessageTypeRelease:
+		return x.release()
+	case dhcpv4.MessageTypeInform:
+		return x.inform()
 	}
-	return message(x)
+	return Answer{Drop: DropMalformed, Why: x.f.kind.String() + " is no client's message"}
 }
 
 // ignored tells whether the client is to hear nothing at all. What firmware told is kept all the same, so

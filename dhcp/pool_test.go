@@ -161,7 +161,10 @@ func TestConflictChecksAreBounded(t *testing.T) {
 	gate := make(chan struct{})
 	var entered sync.WaitGroup
 	entered.Add(maxProbes)
-	r := newRig(t, config(pooled("10.10.10.2", "10.10.10.250")), func(o *Options) {
+	r := newRig(t, config(func(c *inventory.Config) {
+		c.Network.Prefix = netip.MustParsePrefix("10.10.0.0/16")
+		c.Network.Pool = rangeOf("10.10.16.0", "10.10.255.254")
+	}), func(o *Options) {
 		o.Prober = func(context.Context, netip.Addr) (bool, string) { entered.Done(); <-gate; return false, "" }
 	})
 	var asked sync.WaitGroup
@@ -169,8 +172,8 @@ func TestConflictChecksAreBounded(t *testing.T) {
 		asked.Go(func() { r.ask(discover(mac(i))) })
 	}
 	entered.Wait()
-	require.Equal(t, tooBusy, r.ask(discover(mac(1000))).Why)
-	require.False(t, r.offers.has(mac(1000)))
+	require.Equal(t, tooBusy, r.ask(discover(mac(maxProbes))).Why)
+	require.False(t, r.offers.has(mac(maxProbes)))
 	close(gate)
 	asked.Wait()
 }

@@ -23,8 +23,8 @@ import (
 const (
 	maxPacket = 2048 // bytes of a request; what is longer is cut, noticed and dropped
 	queueSize = 2048 // requests that wait for a worker
-	workers   = 256  // requests handled at the same time: most of them wait for a disk or for a conflict check
-	maxProbes = 192  // conflict checks at the same time; fewer than workers, so that the list's machines are never kept waiting
+	workers   = 256  // requests handled at the same time, beside those that wait for a conflict check: most wait for a disk
+	maxProbes = 2048 // conflict checks at the same time: as many new clients in probeTime, in some 20 MiB
 )
 
 // Server is a DHCP server, bound to its ports.
@@ -53,6 +53,7 @@ type Server struct {
 	prober   Prober
 	scout    *scout // the real prober; nil if there is none
 	probing  chan struct{}
+	standIns sync.WaitGroup // for workers that wait for a conflict check
 	queue    chan *packet
 	packets  sync.Pool
 	complain *rate.Limiter // log lines about bad packets
@@ -171,7 +172,7 @@ func (s *Server) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { s.Close() })
 	defer stop()
 	for range workers {
-		g.Go(func() error { s.work(ctx); return nil })
+		g.Go(func() error { s.work(ctx, nil); return nil })
 	}
 	g.Go(func() error { s.receive(ctx, s.server); return nil })
 	g.Go(func() error { s.receive(ctx, s.pxe); return nil })
@@ -179,7 +180,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.scout != nil {
 		g.Go(func() error { s.scout.run(ctx, s.log); return nil })
 	}
-	return g.Wait()
+	err := g.Wait()
+	s.standIns.Wait() // begun by workers, which have ended, or by one another
+	return err
 }
 
 // receive reads packets off a port and queues them.
@@ -224,11 +227,13 @@ func (s *Server) read(l *listener, p *packet) error {
 	return nil
 }
 
-// work handles packets of the queue.
-func (s *Server) work(ctx context.Context) {
+// work handles packets of the queue, until ctx ends or, for a stand-in, the worker is back that it stands in for.
+func (s *Server) work(ctx context.Context, back <-chan struct{}) {
 	for {
 		select {
 		case <-ctx.Done():
+			return
+		case <-back:
 			return
 		case p := <-s.queue:
 			s.serve(ctx, p)

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -22,19 +23,23 @@ var loopback = netip.MustParseAddr("127.0.0.1")
 
 // running is a server on ports of the loopback interface. Its relay agents are on 127.0.0.0/8 and would be
 // refused; renewals are not.
-func running(t *testing.T, boot Boot) (s *Server, dial func(pxe bool) *net.UDPConn, registry *prometheus.Registry) {
+func running(t *testing.T, boot Boot, edit ...func(*Options)) (s *Server, dial func(pxe bool) *net.UDPConn, registry *prometheus.Registry) {
 	t.Helper()
 	client, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	require.NoError(t, err)
 	t.Cleanup(func() { client.Close() })
 	cfg := config(func(c *inventory.Config) {
-		c.Network.Subnet = inventory.Subnet{Prefix: netip.MustParsePrefix("127.0.0.0/8"), Pool: rangeOf("127.0.0.1", "127.0.0.9")}
+		c.Network.Subnet = inventory.Subnet{Prefix: netip.MustParsePrefix("127.0.0.0/8"), Pool: rangeOf("127.0.0.1", "127.0.9.9")}
 		c.Machines[0].IP = loopback
 	})
 	r := newRig(t, cfg)
 	registry = prometheus.NewRegistry()
-	s, err = Listen(Options{Rack: r.rack, Boot: boot, Log: r.log, Now: time.Now, Metrics: registry, Address: loopback,
-		ClientPort: client.LocalAddr().(*net.UDPAddr).Port})
+	o := Options{Rack: r.rack, Boot: boot, Log: r.log, Now: time.Now, Metrics: registry, Address: loopback,
+		ClientPort: client.LocalAddr().(*net.UDPAddr).Port}
+	for _, e := range edit {
+		e(&o)
+	}
+	s, err = Listen(o)
 	require.NoError(t, err)
 	ctx, cancel := context.WithCancel(t.Context())
 	ended := make(chan error)
@@ -44,7 +49,7 @@ func running(t *testing.T, boot Boot) (s *Server, dial func(pxe bool) *net.UDPCo
 		select {
 		case err := <-ended:
 			require.NoError(t, err)
-		case <-time.After(5 * time.Second):
+		case <-time.After(20 * time.Second):
 			t.Fatal("Run does not end")
 		}
 	})
@@ -67,13 +72,35 @@ func ask(t *testing.T, s *Server, conn *net.UDPConn, data []byte) *dhcpv4.DHCPv4
 		_, err = conn.Write(data)
 	}
 	require.NoError(t, err)
-	conn.SetReadDeadline(time.Now().Add(3 * time.Second))
+	conn.SetReadDeadline(time.Now().Add(20 * time.Second))
 	buf := make([]byte, 2048)
 	n, err := conn.Read(buf)
 	require.NoError(t, err)
 	m, err := dhcpv4.FromBytes(buf[:n])
 	require.NoError(t, err)
 	return m
+}
+
+// TestConflictChecksHoldNobodyUp: however many new clients wait for their conflict check, the others are served.
+func TestConflictChecksHoldNobodyUp(t *testing.T) {
+	var waiting atomic.Int64
+	gate := make(chan struct{})
+	s, dial, _ := running(t, nil, func(o *Options) {
+		o.Prober = func(context.Context, netip.Addr) (bool, string) {
+			waiting.Add(1)
+			<-gate
+			return false, ""
+		}
+	})
+	defer close(gate)
+	client := dial(false)
+	for i := 0; waiting.Load() <= workers; i++ { // packets may get lost
+		_, err := client.WriteTo(discover(mac(i)).ToBytes(), &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: s.Addrs()[0].(*net.UDPAddr).Port})
+		require.NoError(t, err)
+		time.Sleep(100 * time.Microsecond)
+	}
+	reply := ask(t, s, client, request(macMaster, ciaddr(loopback)).ToBytes())
+	require.Equal(t, dhcpv4.MessageTypeAck, reply.MessageType())
 }
 
 // TestLoop: what is malformed, or makes us panic, ends nothing.
@@ -101,10 +128,10 @@ func TestLoop(t *testing.T) {
 		return testutil.ToFloat64(s.metrics.dropped.WithLabelValues("panic")) == 1 &&
 			testutil.ToFloat64(s.metrics.dropped.WithLabelValues("truncated")) == 1 &&
 			testutil.ToFloat64(s.metrics.dropped.WithLabelValues("malformed")) > 20
-	}, 5*time.Second, 10*time.Millisecond)
+	}, 20*time.Second, 10*time.Millisecond)
 	require.Eventually(t, func() bool { // an answer is counted after it was sent
 		return testutil.ToFloat64(s.metrics.sent.WithLabelValues("ACK")) == 2
-	}, 5*time.Second, 10*time.Millisecond)
+	}, 20*time.Second, 10*time.Millisecond)
 	require.NoError(t, testutil.GatherAndCompare(registry, strings.NewReader(`
 # HELP rackstrap_dhcp_pool_addresses Addresses of the pools, by network and state (bound, quarantined, free).
 # TYPE rackstrap_dhcp_pool_addresses gauge
@@ -112,7 +139,7 @@ rackstrap_dhcp_pool_addresses{network="10.20.0.0/24",state="bound"} 0
 rackstrap_dhcp_pool_addresses{network="10.20.0.0/24",state="free"} 11
 rackstrap_dhcp_pool_addresses{network="10.20.0.0/24",state="quarantined"} 0
 rackstrap_dhcp_pool_addresses{network="127.0.0.0/8",state="bound"} 0
-rackstrap_dhcp_pool_addresses{network="127.0.0.0/8",state="free"} 9
+rackstrap_dhcp_pool_addresses{network="127.0.0.0/8",state="free"} 2313
 rackstrap_dhcp_pool_addresses{network="127.0.0.0/8",state="quarantined"} 0
 `), "rackstrap_dhcp_pool_addresses"))
 }

@@ -10,6 +10,7 @@ import (
 
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
+	"rackstrap/repo"
 )
 
 // errNotFound is a path under which there is nothing.
@@ -52,6 +53,7 @@ func (s *Server) answerError(err error, c echo.Context) {
 		gone    *absent
 		denied  *denial
 		told    *unavailable
+		behind  *repo.UpstreamError
 	)
 	switch {
 	case errors.As(err, &routing):
@@ -67,6 +69,13 @@ func (s *Server) answerError(err error, c echo.Context) {
 		answer(c, http.StatusNotFound, "not found")
 	case errors.Is(err, fs.ErrInvalid):
 		answer(c, http.StatusBadRequest, "this is no path")
+	case errors.As(err, &behind) && behind.Lie:
+		s.noteOnce(c, lifecycle.Event{Kind: "upstream", Level: lifecycle.Alarm, Text: behind.Error()})
+		answer(c, http.StatusBadGateway, behind.Error())
+	case errors.As(err, &behind):
+		s.noteOnce(c, lifecycle.Event{Kind: "upstream", Level: lifecycle.Warn, Text: behind.Error()})
+		c.Response().Header().Set("Retry-After", retryAfter)
+		answer(c, http.StatusServiceUnavailable, behind.Error())
 	case errors.As(err, &told):
 		c.Response().Header().Set("Retry-After", retryAfter)
 		answer(c, http.StatusServiceUnavailable, told.reason)

@@ -31,7 +31,7 @@ type listingRow struct{ Link, Name, Size, Time string }
 
 // renderListing lists a directory: sorted by name, directories with a slash, sizes in bytes. What a symbolic
 // link leads to is listed in its place; what leads nowhere is left out.
-func renderListing(tree media.Tree, medium, dir string) ([]byte, error) {
+func renderListing(tree media.Tree, prefix, dir string) ([]byte, error) {
 	entries, err := fs.ReadDir(tree, dir)
 	if err != nil {
 		return nil, fmt.Errorf("list %s: %w", dir, err)
@@ -39,16 +39,16 @@ func renderListing(tree media.Tree, medium, dir string) ([]byte, error) {
 	page := struct {
 		Path, Parent string
 		Rows         []listingRow
-	}{Path: path.Join("/media", medium, dir) + "/"}
+	}{Path: path.Join(prefix, dir) + "/"}
 	if dir != "." {
-		page.Parent = escape(path.Join("/media", medium, path.Dir(dir))) + "/"
+		page.Parent = escape(path.Join(prefix, path.Dir(dir))) + "/"
 	}
 	for _, entry := range entries {
 		found, err := tree.Lookup(path.Join(dir, entry.Name()))
 		if err != nil || !found.IsDir() && !found.Mode.IsRegular() {
 			continue
 		}
-		row := listingRow{Name: entry.Name(), Size: fmt.Sprint(found.Size), Link: escape(path.Join("/media", medium, dir, entry.Name()))}
+		row := listingRow{Name: entry.Name(), Size: fmt.Sprint(found.Size), Link: escape(path.Join(prefix, dir, entry.Name()))}
 		if found.IsDir() {
 			row.Name, row.Size, row.Link = row.Name+"/", "", row.Link+"/"
 		}

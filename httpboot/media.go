@@ -22,8 +22,7 @@ func (s *Server) media(c echo.Context) error {
 		return err
 	}
 	if found.content == nil {
-		c.Response().Header().Set("Cache-Control", "no-cache")
-		return sendBytes(c, http.StatusOK, "text/html; charset=utf-8", found.listing)
+		return sendListing(c, found)
 	}
 	defer found.content.Close()
 	if kind, ok := s.roles.of(s.o.Plan.Library(), found.tree, file); ok {
@@ -46,18 +45,29 @@ func fileOf(o opened) file {
 	return file{content: o.content, name: o.entry.Name, modTime: o.entry.ModTime, etag: o.entry.ETag()}
 }
 
+// sendListing sends the listing of a directory.
+func sendListing(c echo.Context, o opened) error {
+	c.Response().Header().Set("Cache-Control", "no-cache")
+	return sendBytes(c, http.StatusOK, "text/html; charset=utf-8", o.listing)
+}
+
 func (s *Server) openMedia(name, file string) (o opened, err error) {
 	tree, ok := s.o.Plan.Library().Tree(name)
 	if !ok {
 		return o, errNotFound
 	}
+	return openIn(tree, "/media/"+name, file)
+}
+
+// openIn opens a file of a tree that is served under a prefix.
+func openIn(tree media.Tree, prefix, file string) (o opened, err error) {
 	o.tree = tree
 	if o.entry, err = tree.Lookup(file); err != nil {
 		return o, err
 	}
 	switch {
 	case o.entry.IsDir():
-		o.listing, err = renderListing(tree, name, file)
+		o.listing, err = renderListing(tree, prefix, file)
 		return o, err
 	case !o.entry.Mode.IsRegular(): // a device: nothing to send
 		return o, errNotFound

@@ -38,6 +38,8 @@ func (s *Server) routes() http.Handler {
 		{"/agent/linux-:arch", s.agent},
 		{"/media/:name", s.media},
 		{"/media/:name/*", s.media},
+		{"/repo/:name", s.repo},
+		{"/repo/:name/*", s.repo},
 		{"/healthz", s.healthz},
 		{"/metrics", s.showMetrics},
 	} {

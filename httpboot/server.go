@@ -6,6 +6,7 @@
 //	/loader/{path}         loaders: the same bytes that TFTP serves under the same path
 //	/grub/{path}           what GRUB asks for beside its own path
 //	/media/{name}/{path}   the file tree inside an ISO image, or an unpacked one
+//	/repo/{name}/{path}    a package repository: of this host, or fetched through from upstream
 //	/agent/linux-{arch}    the program that installed machines run, see agent.go
 //	/ks/{mac}              the kickstart: holds a secret, see kickstart.go
 //	/healthz, /metrics
@@ -31,6 +32,8 @@ import (
 	"rackstrap/bootplan"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
+	"rackstrap/media"
+	"rackstrap/repo"
 )
 
 // Kickstart renders the answer file of one machine. The secret is that attempt's install token; neither it
@@ -39,10 +42,19 @@ type Kickstart interface {
 	Render(ctx context.Context, m inventory.Machine, rec lifecycle.Record, secret string) ([]byte, error)
 }
 
+// Repos are the package repositories.
+type Repos interface {
+	// Tree is the directory of a local repository.
+	Tree(name string) (media.Tree, bool)
+	// Open opens a file of any other; see repo.Service.
+	Open(ctx context.Context, r repo.Request) (*repo.File, error)
+}
+
 // Options are the dependencies of a Server, and its limits; a limit of zero is the default.
 type Options struct {
 	Rack      *lifecycle.Rack
 	Plan      *bootplan.Plan
+	Repos     Repos     // nil: /repo has nothing
 	Kickstart Kickstart // nil: /ks answers 503, and no installation begins
 	Agents    *Agents   // nil: /agent answers 404
 	Log       *slog.Logger

@@ -110,15 +110,21 @@ func (r *Renderer) Render(in Input) ([]byte, error) {
 }
 
 func (r *Renderer) render(in Input) ([]byte, error) {
-	p, ok := r.profiles[in.Machine.Install.Profile]
-	if !ok {
-		return nil, fmt.Errorf("there is no profile %q; there are: %s", in.Machine.Install.Profile, strings.Join(r.Profiles(), ", "))
-	}
-	v, err := newView(in, p)
+	p, v, err := r.view(in)
 	if err != nil {
 		return nil, err
 	}
 	return p.execute(v)
+}
+
+// view is what the templates of a machine's profile see.
+func (r *Renderer) view(in Input) (*profile, *view, error) {
+	p, ok := r.profiles[in.Machine.Install.Profile]
+	if !ok {
+		return nil, nil, fmt.Errorf("there is no profile %q; there are: %s", in.Machine.Install.Profile, strings.Join(r.Profiles(), ", "))
+	}
+	v, err := newView(in, p)
+	return p, v, err
 }
 
 func (p *profile) execute(v *view) ([]byte, error) {

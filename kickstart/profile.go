@@ -23,6 +23,7 @@ const (
 type profile struct {
 	Title        string                 `yaml:"title"`
 	Syntax       string                 `yaml:"syntax"`        // of the installer: <syntax>.syntax.yaml
+	Release      string                 `yaml:"release"`       // what yum and dnf call $releasever
 	VolumeGroup  string                 `yaml:"volume_group"`  // holds the root file system
 	BootArgs     []string               `yaml:"boot_args"`     // kernel arguments of the installed system
 	VendorRepos  []string               `yaml:"vendor_repos"`  // prefixes of repository files that are put out of use

@@ -62,6 +62,7 @@ type view struct {
 type repo struct {
 	Name, Title, URL, GPGKey, Proxy string
 	Exclude                         []string
+	source                          Source
 }
 
 type mirror struct {
@@ -225,7 +226,7 @@ func (v *view) repositories(in Input, p *profile) error {
 		version := in.Config.Cluster.KubernetesVersion
 		out := repo{
 			Name: n, Title: cmp.Or(r.Title, n), Exclude: r.Exclude,
-			URL:    cmp.Or(in.Config.Server.RepoURL(n, configured[n]), expand(r.URL, version)),
+			URL:    cmp.Or(configured[n].URL, expand(r.URL, version)),
 			GPGKey: expand(r.GPGKey, version),
 		}
 		switch key := configured[n].GPGKey; key {
@@ -235,6 +236,7 @@ func (v *view) repositories(in Input, p *profile) error {
 		default:
 			out.GPGKey = key
 		}
+		out.viaAppliance(in.Config.Server, configured[n], p.Release)
 		if err := httpURL(out.URL); err != nil {
 			return fmt.Errorf("repos.%s: %w", n, err)
 		}

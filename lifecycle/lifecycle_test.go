@@ -338,6 +338,55 @@ func TestRenamedMachineIsHeld(t *testing.T) {
 	require.Contains(t, d.Reason, "installed as kmaster")
 }
 
+// TestRenamedMachineIsHeldThoughItsNameGoesOn: in the same change of the list its old name got other hardware.
+// The order of the list makes no difference.
+func TestRenamedMachineIsHeldThoughItsNameGoesOn(t *testing.T) {
+	for _, names := range [][2]string{{"kmaster", "master0"}, {"master0", "kmaster"}} {
+		r, _ := newRack(t, NewMemoryStore(), config())
+		_, err := r.Adopt(t.Context(), "kmaster")
+		require.NoError(t, err)
+		require.NoError(t, r.Reload(t.Context(), config(func(c *inventory.Config) {
+			for i, name := range names {
+				c.Machines[i].Name = name
+				c.Machines[i].MAC = map[string]inventory.MAC{"kmaster": macNode, "master0": macMaster}[name]
+			}
+		})))
+		for _, mac := range []inventory.MAC{macMaster, macNode} {
+			require.Equal(t, ActionHold, r.Decide(mac).Action, "%s of %v", mac, names)
+		}
+	}
+}
+
+// TestNewMachinesShareATransaction: a list of new machines is armed as a whole or not at all.
+func TestNewMachinesShareATransaction(t *testing.T) {
+	disk := &fullDisk{Store: NewMemoryStore()}
+	r, _ := newRack(t, disk, config())
+	more := config(func(c *inventory.Config) {
+		for i := range 100 {
+			c.Machines = append(c.Machines, inventory.Machine{Name: fmt.Sprintf("m%d", i), MAC: inventory.MAC{2, 0, 0, 0, 1, byte(i)},
+				IP: netip.AddrFrom4([4]byte{10, 10, 10, byte(100 + i)}), Install: c.Machines[0].Install})
+		}
+	})
+	disk.full = true
+	require.ErrorIs(t, r.Reload(t.Context(), more), errFull)
+	require.Len(t, r.Config().Machines, 2, "the old list stays in force")
+	records, err := disk.Records(t.Context())
+	require.NoError(t, err)
+	require.Len(t, records, 1)
+
+	disk.full, disk.transactions = false, 0
+	require.NoError(t, r.Reload(t.Context(), more))
+	require.Equal(t, ActionInstall, r.Decide(inventory.MAC{2, 0, 0, 0, 1, 99}).Action)
+	require.NoError(t, r.Reload(t.Context(), more))
+	require.Equal(t, 1, disk.transactions)
+	records, err = disk.Records(t.Context())
+	require.NoError(t, err)
+	require.Len(t, records, 101)
+	for _, rec := range records {
+		require.EqualValues(t, 1, rec.Revision)
+	}
+}
+
 func TestOtherNICBeforeInstallationIsSimplyAdopted(t *testing.T) {
 	r, _ := newRack(t, NewMemoryStore(), config())
 	require.NoError(t, r.Reload(t.Context(), config(func(c *inventory.Config) { c.Machines[0].MAC = macNode })))
@@ -347,7 +396,8 @@ func TestOtherNICBeforeInstallationIsSimplyAdopted(t *testing.T) {
 // fullDisk is a store that cannot write.
 type fullDisk struct {
 	Store
-	full bool
+	full         bool
+	transactions int // of records
 }
 
 var errFull = errors.New("no space left on device")
@@ -356,7 +406,16 @@ func (s *fullDisk) Commit(ctx context.Context, rec Record, events ...Event) (Rec
 	if s.full {
 		return rec, errFull
 	}
+	s.transactions++
 	return s.Store.Commit(ctx, rec, events...)
+}
+
+func (s *fullDisk) CommitAll(ctx context.Context, changes []Change) ([]Record, error) {
+	if s.full {
+		return nil, errFull
+	}
+	s.transactions++
+	return s.Store.CommitAll(ctx, changes)
 }
 
 func (s *fullDisk) Append(ctx context.Context, events []Event, seen []Sighting) error {

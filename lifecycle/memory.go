@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -45,16 +46,36 @@ func (s *MemoryStore) Records(context.Context) ([]Record, error) {
 }
 
 // Commit implements Store.
-func (s *MemoryStore) Commit(_ context.Context, rec Record, events ...Event) (Record, error) {
+func (s *MemoryStore) Commit(ctx context.Context, rec Record, events ...Event) (Record, error) {
+	next, err := s.CommitAll(ctx, []Change{{Record: rec, Events: events}})
+	if err != nil {
+		return rec, err
+	}
+	return next[0], nil
+}
+
+// CommitAll implements Store.
+func (s *MemoryStore) CommitAll(_ context.Context, changes []Change) ([]Record, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.records[rec.Name].Revision != rec.Revision {
-		return rec, ErrConflict
+	names := map[string]bool{}
+	for _, c := range changes {
+		if s.records[c.Record.Name].Revision != c.Record.Revision {
+			return nil, ErrConflict
+		}
+		if names[c.Record.Name] {
+			return nil, fmt.Errorf("record %q: changed twice at once", c.Record.Name)
+		}
+		names[c.Record.Name] = true
 	}
-	rec.Revision++
-	s.records[rec.Name] = rec
-	s.append(events)
-	return rec, nil
+	var next []Record
+	for _, c := range changes {
+		c.Record.Revision++
+		s.records[c.Record.Name] = c.Record
+		s.append(c.Events)
+		next = append(next, c.Record)
+	}
+	return next, nil
 }
 
 // Delete implements Store.

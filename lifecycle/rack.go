@@ -112,10 +112,22 @@ func (r *Rack) Reload(ctx context.Context, cfg *inventory.Config) error {
 	r.change.Lock()
 	defer r.change.Unlock()
 
+	var changes []Change // a thousand machines that are new in the list share one fsync
 	for i := range cfg.Machines {
-		if err := r.adopt(ctx, cfg, &cfg.Machines[i]); err != nil {
-			return err
+		if c, needed := r.adopt(cfg, &cfg.Machines[i]); needed {
+			changes = append(changes, c)
 		}
+	}
+	if len(changes) > 0 {
+		stored, err := r.store.CommitAll(ctx, changes)
+		if err != nil {
+			return fmt.Errorf("store the machines that are new in the list: %w", err)
+		}
+		var events []Event
+		for _, c := range changes {
+			events = append(events, c.Events...)
+		}
+		r.show(stored, events)
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -140,14 +152,14 @@ func bindings(cfg *inventory.Config, records map[string]Record) map[inventory.MA
 	return names
 }
 
-// adopt makes sure that a machine of the list has a record that fits its hardware.
-func (r *Rack) adopt(ctx context.Context, cfg *inventory.Config, m *inventory.Machine) error {
+// adopt finds what a machine of the list needs for its record to fit its hardware, if anything.
+func (r *Rack) adopt(cfg *inventory.Config, m *inventory.Machine) (c Change, needed bool) {
 	if m.MAC.IsZero() {
-		return nil // a free slot, or bound to the MAC of its record
+		return Change{}, false // a free slot, or bound to the MAC of its record
 	}
 	rec, known := r.records[m.Name]
 	if known && rec.MAC == m.MAC {
-		return nil
+		return Change{}, false
 	}
 	next := rec
 	next.Name, next.MAC, next.Enrolled = m.Name, m.MAC, false
@@ -167,7 +179,7 @@ func (r *Rack) adopt(ctx context.Context, cfg *inventory.Config, m *inventory.Ma
 		next.Since = r.now()
 		next.arm(Armed)
 	}
-	return r.commit(ctx, next, r.transitionEvent(rec, next, "listed"))
+	return Change{Record: next, Events: []Event{r.transitionEvent(rec, next, "listed")}}, true
 }
 
 // installedAs finds the record of the same hardware under another name that the list no longer gives it.
@@ -190,8 +202,16 @@ func (r *Rack) commit(ctx context.Context, rec Record, events ...Event) error {
 	if err != nil {
 		return fmt.Errorf("%s: store: %w", rec.Name, err)
 	}
+	r.show([]Record{stored}, events)
+	return nil
+}
+
+// show puts stored records in force, and announces their events.
+func (r *Rack) show(stored []Record, events []Event) {
 	r.mu.Lock()
-	r.records[rec.Name] = stored
+	for _, rec := range stored {
+		r.records[rec.Name] = rec
+	}
 	if r.config != nil {
 		r.names = bindings(r.config, r.records)
 	}
@@ -200,7 +220,6 @@ func (r *Rack) commit(ctx context.Context, rec Record, events ...Event) error {
 		r.journal.announce(e)
 		r.logEvent(e)
 	}
-	return nil
 }
 
 func (r *Rack) transitionEvent(from, to Record, why string) Event {

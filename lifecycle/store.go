@@ -30,6 +30,12 @@ type EventQuery struct {
 	Limit int           // the newest so many; 0: all that are kept
 }
 
+// Change is a record to be stored, and the events that tell of it.
+type Change struct {
+	Record Record
+	Events []Event
+}
+
 // Store persists records, events, sightings and leases. When a method returns nil, what it was given is on
 // stable storage (fsync). All methods are safe for concurrent use; concurrent writers may share one fsync.
 type Store interface {
@@ -38,6 +44,9 @@ type Store interface {
 	// Commit stores rec, if rec.Revision is the stored one (0: no such record yet; else ErrConflict),
 	// together with the events, in one transaction. It returns rec with its new revision.
 	Commit(ctx context.Context, rec Record, events ...Event) (Record, error)
+	// CommitAll does that for several records, each of another name: all in one transaction, or none. It
+	// returns them with their new revisions, in the same order.
+	CommitAll(ctx context.Context, changes []Change) ([]Record, error)
 	// Delete removes the record of that name, if the revision is the stored one, and appends the events.
 	Delete(ctx context.Context, rec Record, events ...Event) error
 

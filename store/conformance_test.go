@@ -121,6 +121,45 @@ func TestCluster(t *testing.T) {
 	})
 }
 
+func TestCommitAll(t *testing.T) {
+	eachStore(t, func(t *testing.T, s lifecycle.Store) {
+		none, err := s.CommitAll(ctx, nil)
+		require.NoError(t, err)
+		require.Empty(t, none)
+
+		change := func(name string, texts ...string) lifecycle.Change {
+			c := lifecycle.Change{Record: lifecycle.Record{Name: name, Since: noon}}
+			for _, text := range texts {
+				c.Events = append(c.Events, event(hostA, text))
+			}
+			return c
+		}
+		stored, err := s.CommitAll(ctx, []lifecycle.Change{change("knode1", "a"), change("kmaster", "b")})
+		require.NoError(t, err)
+		require.Len(t, stored, 2)
+		require.Equal(t, "knode1", stored[0].Name)
+		for _, rec := range stored {
+			require.EqualValues(t, 1, rec.Revision)
+		}
+
+		// One that is out of date, or there twice, keeps all from happening, in whatever order.
+		fresh, old := change("knode2", "must not appear"), change("knode1")
+		for _, changes := range [][]lifecycle.Change{{fresh, old}, {old, fresh}} {
+			_, err = s.CommitAll(ctx, changes)
+			require.ErrorIs(t, err, lifecycle.ErrConflict)
+		}
+		_, err = s.CommitAll(ctx, []lifecycle.Change{fresh, fresh})
+		require.ErrorContains(t, err, `"knode2": changed twice at once`)
+
+		got, err := s.Records(ctx)
+		require.NoError(t, err)
+		require.Equal(t, []lifecycle.Record{stored[1], stored[0]}, got)
+		events, err := s.Events(ctx, lifecycle.EventQuery{})
+		require.NoError(t, err)
+		require.Equal(t, []string{"a", "b"}, texts(events))
+	})
+}
+
 func TestEvents(t *testing.T) {
 	eachStore(t, func(t *testing.T, s lifecycle.Store) {
 		full := event(hostA, "a1")

@@ -17,30 +17,62 @@ func (s *Store) Records(ctx context.Context) ([]lifecycle.Record, error) {
 
 // Commit implements lifecycle.Store.
 func (s *Store) Commit(ctx context.Context, rec lifecycle.Record, events ...lifecycle.Event) (lifecycle.Record, error) {
-	if err := checkName(rec.Name); err != nil {
-		return rec, err
-	}
-	next := rec
-	next.Revision++
-	value, err := json.Marshal(next)
-	if err != nil {
-		return rec, fmt.Errorf("store record %q: %w", rec.Name, err)
-	}
-	lines, err := encode(events)
+	next, err := s.CommitAll(ctx, []lifecycle.Change{{Record: rec, Events: events}})
 	if err != nil {
 		return rec, err
 	}
-	err = s.update(ctx, func(tx *bolt.Tx) error {
-		if err := s.compare(tx, rec); err != nil {
-			return err
+	return next[0], nil
+}
+
+// CommitAll implements lifecycle.Store.
+func (s *Store) CommitAll(ctx context.Context, changes []lifecycle.Change) ([]lifecycle.Record, error) {
+	if len(changes) == 0 {
+		return nil, ctx.Err()
+	}
+	next := make([]lifecycle.Record, len(changes))
+	values := make([][]byte, len(changes))
+	lines := make([][]line, len(changes))
+	names := map[string]bool{}
+	for i, c := range changes {
+		name := c.Record.Name
+		if err := checkName(name); err != nil {
+			return nil, err
 		}
-		if err := tx.Bucket(bucketRecords).Put([]byte(rec.Name), value); err != nil {
-			return err
+		if names[name] {
+			return nil, fmt.Errorf("store record %q: changed twice at once", name)
 		}
-		return appendEvents(tx, lines)
+		names[name] = true
+		next[i] = c.Record
+		next[i].Revision++
+		var err error
+		if values[i], err = json.Marshal(next[i]); err != nil {
+			return nil, fmt.Errorf("store record %q: %w", name, err)
+		}
+		if lines[i], err = encode(c.Events); err != nil {
+			return nil, err
+		}
+	}
+	name := changes[0].Record.Name // of the record in hand, for the error
+	err := s.update(ctx, func(tx *bolt.Tx) error {
+		for _, c := range changes { // all before the first is changed: see committer
+			name = c.Record.Name
+			if err := s.compare(tx, c.Record); err != nil {
+				return err
+			}
+		}
+		for i := range changes {
+			name = next[i].Name
+			if err := tx.Bucket(bucketRecords).Put([]byte(name), values[i]); err != nil {
+				return err
+			}
+			if err := appendEvents(tx, lines[i]); err != nil {
+				return err
+			}
+		}
+		return nil
 	})
 	if err != nil {
-		return rec, fmt.Errorf("store record %q: %w", rec.Name, err)
+		return nil, fmt.Errorf("store record %q: %w", name, err)
 	}
 	return next, nil
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"syscall"
 	"time"
 
 	"rackstrap/bootplan"
@@ -21,17 +22,19 @@ type content struct {
 	left  int64
 	t     *transfer
 	now   func() time.Time
-	sent  int64 // bytes handed to pin/tftp: all but the last block are acknowledged
-	fault error // why the file could not be read
+	each  func() // before each block
+	sent  int64  // bytes handed to pin/tftp: all but the last block are acknowledged
+	fault error  // why the file could not be read
 }
 
-func newContent(f *bootplan.File, t *transfer, now func() time.Time) *content {
-	return &content{file: bufio.NewReaderSize(f, int(min(f.Size, readAhead))), left: f.Size, t: t, now: now}
+func newContent(f *bootplan.File, t *transfer, now func() time.Time, each func()) *content {
+	return &content{file: bufio.NewReaderSize(f, int(min(f.Size, readAhead))), left: f.Size, t: t, now: now, each: each}
 }
 
 // Read is called for each block, when the one before is acknowledged.
 func (c *content) Read(p []byte) (int, error) {
 	c.t.alive(c.now())
+	c.each()
 	if c.fault != nil {
 		return 0, c.fault
 	}
@@ -69,11 +72,11 @@ func (c *content) result(err error) result {
 		r.ending, r.told = ended.ending, ended.text
 	case errors.As(err, &network) && network.Timeout():
 		r.ending = endTimeout
-	case network != nil:
+	case network != nil && !errors.Is(err, syscall.ECONNREFUSED): // that is a client whose port is closed
 		r.ending = endNetwork
 	case c.t.tsize && c.sent <= int64(c.t.blockSize()):
 		r.ending = endSizeProbe
-	default: // an ERROR packet, for which pin/tftp has no type
+	default: // by an ERROR packet, for which pin/tftp has no type, or without one
 		r.ending = endAborted
 	}
 	return r

@@ -57,7 +57,7 @@ func (r *rack) ofKind(t *testing.T, kind string) (found []lifecycle.Event) {
 			}
 		}
 		return len(found) > 0
-	}, 5*time.Second, time.Millisecond, "no event %q", kind)
+	}, 20*time.Second, time.Millisecond, "no event %q", kind)
 	return found
 }
 
@@ -116,7 +116,7 @@ func try(t *testing.T, f Files, edit ...func(*Options, *pace)) *tried {
 		select {
 		case err := <-ended:
 			require.NoError(t, err)
-		case <-time.After(5 * time.Second):
+		case <-time.After(20 * time.Second):
 			t.Error("the server does not end")
 		}
 	})
@@ -152,7 +152,7 @@ func (c *client) ask(packet []byte) {
 // receive waits for a packet.
 func (c *client) receive() (packet []byte, from netip.AddrPort) {
 	c.t.Helper()
-	packet, from, ok := c.receiveWithin(3 * time.Second)
+	packet, from, ok := c.receiveWithin(20 * time.Second)
 	require.True(c.t, ok, "no answer")
 	return packet, from
 }
@@ -436,6 +436,31 @@ func TestVanished(t *testing.T) {
 	require.Nil(t, refusal)
 }
 
+// TestGone: a client whose port is closed is not waited for, and nothing is wrong with the network.
+func TestGone(t *testing.T) {
+	s := try(t, files{"a": noise(5000)}, func(_ *Options, p *pace) { p.retries = 1000 })
+	c := s.client(t)
+	c.ask(rrq("a", "octet"))
+	c.receive()
+	c.Close()
+	e := s.rack.ofKind(t, "failed")
+	require.Equal(t, lifecycle.Info, e[0].Level)
+	require.Contains(t, e[0].Text, "a: the client ended it, after 512 bytes")
+	require.Contains(t, e[0].Text, "connection refused")
+}
+
+// TestEndedWhileItWaits: who ends a transfer does not wait until its client says something.
+func TestEndedWhileItWaits(t *testing.T) {
+	s := try(t, files{"a": noise(5000)}, func(_ *Options, p *pace) { p.timeout, p.grace = time.Hour, time.Millisecond })
+	c := s.client(t)
+	c.ask(rrq("a", "octet"))
+	c.receive()
+	s.stop()
+	p, _ := c.receive()
+	require.Equal(t, errStopping.packet(), p)
+	require.Equal(t, 1, s.count(endStopped))
+}
+
 // TestSlow: a client that takes its time for each block is not given up.
 func TestSlow(t *testing.T) {
 	s := try(t, files{"a": noise(1000)})
@@ -447,7 +472,7 @@ func TestSlow(t *testing.T) {
 	require.Eventually(t, func() bool {
 		p, _ := c.receive()
 		return p[3] == 2
-	}, time.Second, time.Millisecond)
+	}, 10*time.Second, time.Millisecond)
 	c.ack(2, from)
 	s.rack.ofKind(t, "loader")
 }
@@ -470,17 +495,17 @@ func TestRepeated(t *testing.T) {
 	require.Equal(t, byte(opDATA), p[1])
 	require.Equal(t, noise(600)[:512], p[4:])
 	require.NotEqual(t, from, other)
-	require.Eventually(t, func() bool { return s.count(endSuperseded) == 1 }, time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.count(endSuperseded) == 1 }, 10*time.Second, time.Millisecond)
 	c.ack(1, other)
 	c.receive()
 	c.ack(2, other)
 	s.rack.ofKind(t, "loader")
-	require.Eventually(t, func() bool { return testutil.ToFloat64(s.Server.metrics.active) == 0 }, time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return testutil.ToFloat64(s.Server.metrics.active) == 0 }, 10*time.Second, time.Millisecond)
 	require.Eventually(t, func() bool {
 		s.transfers.mu.Lock()
 		defer s.transfers.mu.Unlock()
 		return len(s.transfers.running)+len(s.transfers.perClient) == 0
-	}, time.Second, time.Millisecond)
+	}, 10*time.Second, time.Millisecond)
 }
 
 func TestAdmit(t *testing.T) {
@@ -535,7 +560,7 @@ func TestBusy(t *testing.T) {
 	}
 	_, _, refusal := s.client(t).fetch(rrq("a", "octet"), 0)
 	require.Equal(t, &protocolError{code: codeUndefined, text: "busy: 2 transfers to 127.0.0.1 run, try again"}, refusal)
-	require.Eventually(t, func() bool { return s.count(endBusy) == 1 }, time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.count(endBusy) == 1 }, 10*time.Second, time.Millisecond)
 }
 
 // TestNoSocket: where pin/tftp gets no socket for a transfer, the place is free again and the client told.
@@ -582,7 +607,7 @@ func TestMany(t *testing.T) {
 		})
 	}
 	clients.Wait()
-	require.Eventually(t, func() bool { return s.count(endDone) == 32 }, time.Second, time.Millisecond)
+	require.Eventually(t, func() bool { return s.count(endDone) == 32 }, 10*time.Second, time.Millisecond)
 	require.Equal(t, 32*200_000+31*32/2, int(testutil.ToFloat64(s.Server.metrics.bytes)))
 }
 

@@ -8,6 +8,7 @@ import (
 	"os"
 	"strconv"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -46,6 +47,65 @@ func (e endpoint) listen(port int) (*net.UDPConn, error) {
 		return nil, err
 	}
 	return conn.(*net.UDPConn), nil
+}
+
+// line is the socket of one transfer, in which every block waits for its acknowledgement: what is spent for
+// each decides the rate.
+//
+// It is connected to the client in the kernel (not in the net package, whose WriteToUDP pin/tftp calls): that
+// spares the search for route and socket, keeps strangers' packets out, and a client that has gone is told by
+// its own host's ICMP, as ECONNREFUSED.
+//
+// While few transfers run, reading blocks: that is one system call, where the runtime's poller takes three (a
+// read in vain, epoll, a read) and a change of goroutines. With many the poller gets several acknowledgements
+// by one call, and blocked threads would only wait for one another's turn.
+type line struct {
+	*net.UDPConn
+	blocks bool
+}
+
+// dedicate makes a socket the line to a client. Patience bounds a read that blocks; after it the runtime looks
+// at the deadline that pin/tftp has set, which is as long.
+func dedicate(conn *net.UDPConn, client netip.AddrPort, patience time.Duration) (*line, error) {
+	wait := unix.NsecToTimeval(patience.Nanoseconds())
+	return &line{UDPConn: conn}, control(conn, func(fd int) error {
+		if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &wait); err != nil {
+			return os.NewSyscallError("SO_RCVTIMEO", err)
+		}
+		if !client.Addr().Is4() { // the configuration knows no other
+			return nil
+		}
+		return os.NewSyscallError("connect", unix.Connect(fd, &unix.SockaddrInet4{Addr: client.Addr().As4(), Port: int(client.Port())}))
+	})
+}
+
+// block decides whether the next reads block. It is called by who reads.
+func (l *line) block(on bool) {
+	if l.blocks == on {
+		return
+	}
+	if control(l.UDPConn, func(fd int) error { return unix.SetNonblock(fd, !on) }) == nil {
+		l.blocks = on
+	}
+}
+
+// hangUp wakes who reads, and closes the line. Close by itself would wait for a reader that blocks.
+func hangUp(conn *net.UDPConn) {
+	control(conn, func(fd int) error { return unix.Shutdown(fd, unix.SHUT_RD) })
+	conn.Close()
+}
+
+// control calls f with the descriptor of a socket.
+func control(conn *net.UDPConn, f func(fd int) error) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	if err := raw.Control(func(fd uintptr) { failed = f(int(fd)) }); err != nil {
+		return err
+	}
+	return failed
 }
 
 // blockLimit is the largest block that no packet is fragmented for: the MTU without the headers of IP (20

@@ -170,6 +170,10 @@ func (s *Server) transfer(t *transfer, out io.ReaderFrom) result {
 		return result{ending: endFault, err: fmt.Errorf("open a socket: %w", err)}
 	}
 	defer conn.Close()
+	line, err := dedicate(conn, t.client, s.pace.timeout)
+	if err != nil {
+		return result{ending: endFault, err: fmt.Errorf("set up a socket: %w", err)}
+	}
 	if err := rebind(out, conn); err != nil {
 		return result{ending: endFault, err: err}
 	}
@@ -186,7 +190,7 @@ func (s *Server) transfer(t *transfer, out io.ReaderFrom) result {
 	if t.mode == "octet" { // only there is the file as long on the wire as on the disk
 		out.(pin.OutgoingTransfer).SetSize(file.Size)
 	}
-	content := newContent(file, t, s.Now)
+	content := newContent(file, t, s.Now, func() { line.block(s.transfers.few()) })
 	_, err = out.ReadFrom(content)
 	return content.result(err)
 }

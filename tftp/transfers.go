@@ -4,7 +4,9 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,6 +15,8 @@ import (
 type transfers struct {
 	max, maxPerClient int
 	now               func() time.Time
+	processors        int32
+	count             atomic.Int32 // of running
 
 	mu        sync.Mutex
 	running   map[netip.AddrPort]*transfer
@@ -39,7 +43,7 @@ type transfer struct {
 const repeatWindow = 3 * time.Second
 
 func newTransfers(max, maxPerClient int, now func() time.Time) *transfers {
-	return &transfers{max: max, maxPerClient: maxPerClient, now: now,
+	return &transfers{max: max, maxPerClient: maxPerClient, now: now, processors: int32(runtime.GOMAXPROCS(0)),
 		running: map[netip.AddrPort]*transfer{}, perClient: map[netip.Addr]int{}}
 }
 
@@ -69,6 +73,7 @@ func (ts *transfers) admit(r request, client netip.AddrPort) (*transfer, error) 
 		return nil, busy("%d transfers to %s run", n, client.Addr())
 	}
 	ts.running[client] = t
+	ts.count.Add(1)
 	ts.perClient[client.Addr()]++
 	return t, nil
 }
@@ -110,10 +115,14 @@ func (ts *transfers) release(t *transfer) {
 		return
 	}
 	delete(ts.running, t.client)
+	ts.count.Add(-1)
 	if ts.perClient[t.client.Addr()]--; ts.perClient[t.client.Addr()] == 0 {
 		delete(ts.perClient, t.client.Addr())
 	}
 }
+
+// few tells whether there is a processor for each transfer that runs.
+func (ts *transfers) few() bool { return ts.count.Load() <= ts.processors }
 
 // close admits nothing any more.
 func (ts *transfers) close() {
@@ -151,7 +160,7 @@ func (t *transfer) end(why *protocolError) {
 	if why != nil {
 		t.conn.WriteToUDPAddrPort(why.packet(), t.client) // best effort: it may be lost on its way, too
 	}
-	t.conn.Close()
+	hangUp(t.conn)
 }
 
 // attach gives the transfer its socket; the error is why it has ended meanwhile.

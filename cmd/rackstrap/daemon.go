@@ -29,6 +29,7 @@ import (
 	"rackstrap/lifecycle"
 	"rackstrap/media"
 	"rackstrap/operator"
+	"rackstrap/repo"
 	"rackstrap/store"
 	"rackstrap/tftp"
 )
@@ -48,6 +49,8 @@ type daemon struct {
 	rack       *lifecycle.Rack
 	plan       *bootplan.Plan
 	cluster    *cluster.Coordinator
+	repos      *repo.Service
+	renderer   *kickstart.Renderer
 	foreign    func() []string
 	started    time.Time
 	config     atomic.Pointer[inventory.Config]
@@ -130,7 +133,12 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 		d.log.Warn("this agent is not a static program: it may not start on a node; build with `make`", "arch", arch)
 	}
 	answers := &kickstarts{rack: d.rack, renderer: renderer, ca: string(authority.PEM()), agents: agents}
-	web, err := httpboot.Listen(httpboot.Options{Rack: d.rack, Plan: d.plan, Kickstart: answers, Agents: agents, Log: d.log, Now: time.Now, Metrics: metrics, Gatherer: metrics,
+	if d.repos, err = openRepos(renderer, cfg, d.config.Load, metrics, d.log); err != nil {
+		return err
+	}
+	d.add("repos", "", d.repos, d.repos.Run)
+	d.renderer = renderer
+	web, err := httpboot.Listen(httpboot.Options{Rack: d.rack, Plan: d.plan, Repos: d.repos, Kickstart: answers, Agents: agents, Log: d.log, Now: time.Now, Metrics: metrics, Gatherer: metrics,
 		Interface: cfg.Server.Interface, Address: cfg.Server.Address, Port: cfg.Server.HTTPPort})
 	if err != nil {
 		return err
@@ -219,14 +227,27 @@ func (d *daemon) reload(ctx context.Context) (operator.ReloadResult, error) {
 	if err != nil {
 		return operator.ReloadResult{}, err
 	}
-	if err := d.rack.Reload(ctx, cfg); err != nil {
+	if err := d.setRepos(cfg); err != nil {
 		library.Close()
 		return operator.ReloadResult{}, err
+	}
+	if err := d.rack.Reload(ctx, cfg); err != nil {
+		library.Close()
+		return operator.ReloadResult{}, errors.Join(err, d.setRepos(old))
 	}
 	d.config.Store(cfg)
 	d.plan.SetLibrary(library).Close()
 	d.log.Info("configuration reloaded", "path", cfg.Path, "changes", len(result.Changes))
 	return result, nil
+}
+
+// setRepos puts the configuration's package repositories in force.
+func (d *daemon) setRepos(cfg *inventory.Config) error {
+	specs, err := repoSpecs(d.renderer, cfg)
+	if err != nil {
+		return err
+	}
+	return d.repos.Set(specs)
 }
 
 // reloadOnHangup reloads at every SIGHUP.

@@ -42,6 +42,7 @@ var allowed = map[string][]string{
 	"e2e/fakekube":      {},
 	"internal/testenv":  {},
 	"internal/fakenode": {"firstboot/api"},
+	"internal/repotest": {},
 }
 
 type listed struct {

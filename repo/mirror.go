@@ -1,0 +1,511 @@
+package repo
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"net/url"
+	"path"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// mirror is one pull-through repository.
+type mirror struct {
+	name string
+	base *url.URL
+	keys map[string]string
+	s    *Service
+
+	loaded sync.Once // the sets that an earlier daemon left
+
+	mu      sync.Mutex
+	sets    []*set // the newest first; the others are for clients that are still at it
+	checked time.Time
+	failure failure // of the last attempt to refresh
+	refresh *call   // under way
+
+	others others
+}
+
+// keptSets is how many sets of metadata are known at once.
+const keptSets = 3
+
+// set is one version of a repository's metadata, whole and verified.
+type set struct {
+	repomd    []byte
+	signature []byte // repomd.xml.asc; nil: there is none
+	etag      string // of the upstream's answer, as are the next two
+	modified  string
+	time      time.Time
+
+	files    map[string]want // of repodata, by path
+	packages map[string]want
+}
+
+// call is work that several wait for.
+type call struct {
+	done chan struct{}
+	err  error
+}
+
+func newMirror(s *Service, spec Spec, base *url.URL) *mirror {
+	m := &mirror{name: spec.Name, base: base, keys: spec.Keys, s: s}
+	m.others.m = m
+	return m
+}
+
+// open opens whatever path stands for.
+func (m *mirror) open(ctx context.Context, r Request) (*File, string, error) {
+	switch {
+	case r.Path == repomdPath:
+		cur, stale, err := m.current(ctx)
+		if err != nil {
+			return nil, "", err
+		}
+		how := answerHit
+		if stale {
+			how = answerStale
+		}
+		return &File{Content: inMemory(cur.repomd), Name: path.Base(r.Path), ModTime: cur.time, ETag: sumOf(cur.repomd).etag()}, how, nil
+	case r.Path == repomdPath+".asc":
+		cur, err := m.any(ctx)
+		if err != nil {
+			return nil, "", err
+		}
+		if cur.signature == nil {
+			return nil, "", errAbsent
+		}
+		return &File{Content: inMemory(cur.signature), Name: path.Base(r.Path), ModTime: cur.time, ETag: sumOf(cur.signature).etag()}, answerHit, nil
+	case strings.HasPrefix(r.Path, keysDir):
+		return m.others.open(ctx, r)
+	}
+	if _, err := m.any(ctx); err != nil && (isPackage(r.Path) || strings.HasPrefix(r.Path, "repodata/")) {
+		return nil, "", err
+	}
+	w, ok := m.look(r.Path)
+	if !ok && isPackage(r.Path) {
+		// Somebody knows newer metadata than we do, from the upstream itself. What is in no metadata could not be
+		// verified.
+		if _, _, err := m.current(ctx); err != nil {
+			return nil, "", err
+		}
+		if w, ok = m.look(r.Path); !ok {
+			return nil, "", errAbsent
+		}
+	}
+	if ok {
+		return m.s.object(ctx, m, w, r)
+	}
+	return m.others.open(ctx, r)
+}
+
+func isPackage(name string) bool { return strings.HasSuffix(name, ".rpm") }
+
+// look finds a path in the metadata, the newest first.
+func (m *mirror) look(name string) (want, bool) {
+	m.mu.Lock()
+	sets := m.sets
+	m.mu.Unlock()
+	for _, s := range sets {
+		if w, ok := s.files[name]; ok {
+			return w, true
+		}
+		if w, ok := s.packages[name]; ok {
+			return w, true
+		}
+	}
+	return want{}, false
+}
+
+// any is the newest set that is known, however old; there is an error only if there is none.
+func (m *mirror) any(ctx context.Context) (*set, error) {
+	m.load()
+	m.mu.Lock()
+	sets := m.sets
+	m.mu.Unlock()
+	if len(sets) > 0 {
+		return sets[0], nil
+	}
+	s, _, err := m.current(ctx)
+	return s, err
+}
+
+// current is the newest set, after it was asked for upstream if that is due. stale: that failed, or takes too long.
+func (m *mirror) current(ctx context.Context) (newest *set, stale bool, err error) {
+	m.load()
+	m.mu.Lock()
+	now := m.s.o.Now()
+	if len(m.sets) > 0 {
+		newest = m.sets[0]
+		if now.Sub(m.checked) < m.s.o.Fresh && !now.Before(m.checked) {
+			m.mu.Unlock()
+			return newest, false, nil
+		}
+	}
+	if now.Before(m.failure.until) {
+		err := m.failure.err
+		m.mu.Unlock()
+		return orStale(newest, err)
+	}
+	c := m.refresh
+	if c == nil {
+		c = &call{done: make(chan struct{})}
+		if !m.s.goOn(func(ctx context.Context) { m.renew(ctx, c) }) {
+			m.mu.Unlock()
+			return orStale(newest, &UpstreamError{Repo: m.name, Path: repomdPath, Reason: "is not asked any more: the appliance ends"})
+		}
+		m.refresh = c
+	}
+	m.mu.Unlock()
+
+	patience := m.s.o.Patience
+	if newest != nil {
+		patience /= 2 // what is there is better than a client that gives up
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-c.done:
+	case <-timer.C:
+		return orStale(newest, &UpstreamError{Repo: m.name, Path: repomdPath, Reason: "is slow: its metadata is still being fetched, try again"})
+	case <-ctx.Done():
+		return nil, false, ctx.Err()
+	}
+	if c.err != nil {
+		return orStale(newest, c.err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.sets[0], false, nil
+}
+
+func orStale(newest *set, err error) (*set, bool, error) {
+	if newest != nil {
+		return newest, true, nil
+	}
+	return nil, false, err
+}
+
+// expire makes the next request for repomd.xml ask upstream.
+func (m *mirror) expire() {
+	m.mu.Lock()
+	m.checked = time.Time{}
+	m.mu.Unlock()
+}
+
+// renew asks upstream for newer metadata, and puts it in force.
+func (m *mirror) renew(ctx context.Context, c *call) {
+	var old *set
+	m.mu.Lock()
+	if len(m.sets) > 0 {
+		old = m.sets[0]
+	}
+	m.mu.Unlock()
+	newest, err := m.fetchSet(ctx, old)
+	if errors.Is(err, errSwitched) {
+		// The server may have switched to the next version between two of our requests.
+		newest, err = m.fetchSet(ctx, old)
+	}
+	if err != nil {
+		switch err = m.s.failed(m.name, repomdPath, err); {
+		case old != nil:
+			m.s.o.Log.Warn("repo: the last good metadata stays in force", "repo", m.name, "of", old.time, "err", err)
+		default:
+			m.s.o.Log.Warn("repo: no metadata", "repo", m.name, "err", err)
+		}
+	}
+	m.mu.Lock()
+	switch now := m.s.o.Now(); {
+	case err != nil:
+		m.failure = failure{err, now.Add(retryAfter)}
+	case newest == old:
+		m.checked, m.failure = now, failure{}
+	default:
+		m.sets = succeed(newest, m.sets)
+		m.checked, m.failure = now, failure{}
+	}
+	m.refresh = nil
+	sets := m.sets
+	m.mu.Unlock()
+	if err == nil && newest != old {
+		m.s.o.Log.Info("repo: new metadata", "repo", m.name, "of", newest.time, "packages", len(newest.packages))
+		if err := m.save(sets); err != nil {
+			m.s.o.Log.Error("repo: the metadata is not on disk", "repo", m.name, "err", err)
+		}
+	}
+	c.err = err
+	close(c.done)
+}
+
+// succeed puts a new set before those that are known. Of them only what the newer ones lack is remembered.
+func succeed(newest *set, before []*set) []*set {
+	sets := []*set{newest}
+	for _, s := range before[:min(len(before), keptSets-1)] {
+		rest := *s
+		rest.files, rest.packages = map[string]want{}, map[string]want{}
+		for name, w := range s.files {
+			if _, ok := newest.files[name]; !ok {
+				rest.files[name] = w
+			}
+		}
+		for name, w := range s.packages {
+			if _, ok := newest.packages[name]; !ok {
+				rest.packages[name] = w
+			}
+		}
+		sets = append(sets, &rest)
+	}
+	return sets
+}
+
+// errSwitched: the upstream's files did not fit its repomd.xml.
+var errSwitched = errors.New("the metadata changed while it was fetched")
+
+// fetchSet fetches repomd.xml, and if it is a new one all that it names. It returns old if nothing is new.
+func (m *mirror) fetchSet(ctx context.Context, old *set) (*set, error) {
+	header := http.Header{}
+	if old != nil && old.etag != "" {
+		header.Set("If-None-Match", old.etag)
+	}
+	if old != nil && old.modified != "" {
+		header.Set("If-Modified-Since", old.modified)
+	}
+	r, err := m.s.get(trusting(ctx), m.name, join(m.base, repomdPath), header)
+	if err != nil {
+		return nil, err
+	}
+	if old != nil && len(header) > 0 && r.StatusCode == http.StatusNotModified {
+		r.close()
+		return old, nil
+	}
+	text, err := m.readRepomd(r)
+	if err != nil {
+		return nil, err
+	}
+	n := &set{repomd: text, etag: r.Header.Get("ETag"), modified: r.Header.Get("Last-Modified")}
+	if n.time, err = http.ParseTime(n.modified); err != nil {
+		n.time = m.s.o.Now().Truncate(time.Second)
+	}
+	if old != nil && bytes.Equal(old.repomd, text) {
+		return old, nil
+	}
+	list, err := parseRepomd(text)
+	if err != nil {
+		return nil, lie("sends a repomd.xml that is none: %v%s", err, r.describe())
+	}
+	var files errgroup.Group
+	files.SetLimit(4)
+	for _, file := range list {
+		if wanted(file.kind) {
+			files.Go(func() error { return m.ensure(ctx, file.want) })
+		}
+	}
+	if err := files.Wait(); err != nil {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("%w: %w", errSwitched, &fault{reason: "lacks a file that its repomd.xml names", lie: true, final: true})
+		}
+		var wrong *UpstreamError
+		if errors.As(err, &wrong) { // told already, by the download
+			f := &fault{reason: fmt.Sprintf("%s: %s", wrong.Path, wrong.Reason), lie: wrong.Lie, final: true}
+			if wrong.Lie {
+				return nil, fmt.Errorf("%w: %w", errSwitched, f)
+			}
+			return nil, f
+		}
+		return nil, err
+	}
+	if n.signature, err = m.fetchSignature(ctx); err != nil {
+		return nil, err
+	}
+	return n, m.index(n, list)
+}
+
+func (m *mirror) readRepomd(r *response) ([]byte, error) {
+	defer r.close()
+	if err := r.check(); err != nil {
+		return nil, err
+	}
+	return r.readAll(maxRepomd)
+}
+
+// wanted tells which metadata must be there before a set is in force: all that yum and dnf ask for. The zchunk
+// twins are fetched piecemeal by those few that want them.
+func wanted(kind string) bool { return !strings.HasSuffix(kind, "_zck") }
+
+// ensure fetches a file of repodata unless it is in the cache.
+func (m *mirror) ensure(ctx context.Context, w want) error {
+	f, stored, _, err := m.s.begin(m, w)
+	if err != nil {
+		return err
+	}
+	if stored != nil {
+		return stored.Close()
+	}
+	return f.wait(ctx)
+}
+
+func (m *mirror) fetchSignature(ctx context.Context) ([]byte, error) {
+	r, err := m.s.get(trusting(ctx), m.name, join(m.base, repomdPath+".asc"), nil)
+	if err != nil {
+		return nil, err
+	}
+	defer r.close()
+	switch err := r.check(); {
+	case err != nil && r.StatusCode < 500 && r.StatusCode != http.StatusTooManyRequests:
+		return nil, nil // most have none; some servers say 403
+	case err != nil:
+		return nil, err
+	case r.isHTML():
+		return nil, nil // an excuse with status 200
+	}
+	return r.readAll(1 << 20)
+}
+
+// index reads the set's primary metadata out of the cache, and pins the set's files.
+func (m *mirror) index(n *set, list []metadata) error {
+	n.files, n.packages = map[string]want{}, map[string]want{}
+	elsewhere := 0
+	for _, file := range list {
+		n.files[file.path] = file.want
+		if file.kind != "primary" {
+			continue
+		}
+		content, ok := m.s.store.open(file.sum)
+		if !ok {
+			return &localFault{fmt.Errorf("%s is not in the cache", file.path)}
+		}
+		err := readPacked(content, file.unpacked, func(r io.Reader) error {
+			return parsePrimary(r, false, func(p rpmPackage) error {
+				if p.elsewhere {
+					elsewhere++
+					return nil
+				}
+				if other, twice := n.packages[p.path]; twice && other.sum != p.sum {
+					return fmt.Errorf("%s is there twice", p.path)
+				}
+				n.packages[p.path] = p.want
+				return nil
+			})
+		})
+		content.Close()
+		if err != nil {
+			return lie("sends primary metadata that is none: %v", err)
+		}
+	}
+	if elsewhere > 0 {
+		m.s.o.Log.Warn("repo: packages that are not below the repository's URL cannot be served from here", "repo", m.name, "packages", elsewhere)
+	}
+	return nil
+}
+
+// readPacked unpacks and reads.
+func readPacked(packed io.Reader, limit int64, read func(io.Reader) error) error {
+	r, err := unpack(packed, limit)
+	if err != nil {
+		return err
+	}
+	defer r.Close()
+	return read(r)
+}
+
+// saved is a mirror's state on disk: the last sets, without the files, which are in the cache.
+type saved struct {
+	URL  string     `json:"url"`
+	Sets []savedSet `json:"sets"`
+}
+
+type savedSet struct {
+	Repomd    []byte    `json:"repomd"`
+	Signature []byte    `json:"signature,omitempty"`
+	ETag      string    `json:"etag,omitempty"`
+	Modified  string    `json:"modified,omitempty"`
+	Time      time.Time `json:"time"`
+}
+
+func (m *mirror) statePath() string {
+	return filepath.Join(m.s.o.Dir, reposDir, m.name, "metadata.json")
+}
+
+// save puts the sets on disk, and pins their files.
+func (m *mirror) save(sets []*set) error {
+	m.pin(sets)
+	state := saved{URL: sumOf([]byte(m.base.String())).hex} // the URL may hold a password
+	for _, s := range sets {
+		state.Sets = append(state.Sets, savedSet{s.repomd, s.signature, s.etag, s.modified, s.time})
+	}
+	text, err := json.Marshal(state)
+	if err != nil {
+		return err
+	}
+	return replaceFile(m.statePath(), text)
+}
+
+func (m *mirror) pin(sets []*set) {
+	var files []sum
+	for _, s := range sets {
+		for _, w := range s.files {
+			files = append(files, w.sum)
+		}
+	}
+	m.s.store.pin(m.name, files)
+}
+
+// load takes up the sets that an earlier daemon left, as far as their files are still there.
+func (m *mirror) load() { m.loaded.Do(m.loadSaved) }
+
+func (m *mirror) loadSaved() {
+	var state saved
+	if err := readJSON(m.statePath(), &state); err != nil {
+		if !errors.Is(err, fs.ErrNotExist) {
+			m.s.o.Log.Warn("repo: the kept metadata cannot be read", "repo", m.name, "err", err)
+		}
+		return
+	}
+	if state.URL != sumOf([]byte(m.base.String())).hex {
+		return
+	}
+	var kept []*set
+	for _, was := range state.Sets {
+		s := &set{repomd: was.Repomd, signature: was.Signature, etag: was.ETag, modified: was.Modified, time: was.Time}
+		list, err := parseRepomd(s.repomd)
+		if err == nil {
+			err = m.complete(list)
+		}
+		if err == nil {
+			err = m.index(s, list)
+		}
+		if err != nil {
+			m.s.o.Log.Warn("repo: kept metadata is not whole any more", "repo", m.name, "err", err)
+			continue
+		}
+		kept = append(kept, s)
+	}
+	var sets []*set
+	for _, s := range slices.Backward(kept) {
+		sets = succeed(s, sets)
+	}
+	m.pin(sets)
+	m.mu.Lock()
+	m.sets = sets
+	m.mu.Unlock()
+}
+
+func (m *mirror) complete(list []metadata) error {
+	for _, file := range list {
+		if wanted(file.kind) && !m.s.store.has(file.sum, file.size) {
+			return fmt.Errorf("%s is not in the cache", file.path)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,138 @@
+package repo
+
+import (
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"strconv"
+	"strings"
+)
+
+// maxPackages bounds a repository, maxPackage one package.
+const (
+	maxPackages = 1 << 20
+	maxPackage  = 16 << 30
+)
+
+// rpmPackage is what primary.xml says about one package.
+type rpmPackage struct {
+	want
+	name, arch              string
+	epoch, version, release string
+	elsewhere               bool     // it is not below the repository: path is empty
+	provides                []string // only if asked for
+}
+
+// parsePrimary reads primary.xml, and calls f for every package. What each provides is read if asked for.
+func parsePrimary(r io.Reader, provides bool, f func(rpmPackage) error) error {
+	t := newTokens(r, "metadata")
+	said, n := int64(-1), int64(0)
+	err := t.document(func(root xml.StartElement) error {
+		text := attribute(root, "packages")
+		if text == "" {
+			return nil
+		}
+		var err error
+		said, err = number(text, maxPackages)
+		return err
+	}, func(tag xml.StartElement) error {
+		if tag.Name.Local != "package" {
+			return t.skip()
+		}
+		p, err := t.rpm(provides)
+		if err != nil {
+			return fmt.Errorf("package %d %.80q: %w", n+1, p.name, err)
+		}
+		if n++; n > maxPackages {
+			return errors.New("it lists too many packages")
+		}
+		return f(p)
+	})
+	if err == nil && said >= 0 && said != n {
+		err = fmt.Errorf("it announces %d packages and lists %d", said, n)
+	}
+	return err
+}
+
+func (t *tokens) rpm(provides bool) (p rpmPackage, err error) {
+	p.size = -1
+	err = t.children(func(tag xml.StartElement) (err error) {
+		switch tag.Name.Local {
+		case "name":
+			p.name, err = t.text()
+			return err
+		case "arch":
+			p.arch, err = t.text()
+			return err
+		case "checksum":
+			kind := attribute(tag, "type")
+			text, err := t.text()
+			if err == nil {
+				p.sum, err = newSum(kind, text)
+			}
+			return err
+		case "version":
+			p.epoch, p.version, p.release = attribute(tag, "epoch"), attribute(tag, "ver"), attribute(tag, "rel")
+		case "time":
+			p.time = timestamp(attribute(tag, "file"))
+		case "size":
+			if p.size, err = number(attribute(tag, "package"), maxPackage); err != nil {
+				return err
+			}
+		case "location":
+			p.path, err = location(tag)
+			if p.elsewhere = errors.Is(err, errElsewhere); err != nil && !p.elsewhere {
+				return err
+			}
+		case "format":
+			if provides {
+				p.provides, err = t.provides()
+				return err
+			}
+		}
+		return t.skip()
+	})
+	switch {
+	case err != nil:
+	case p.name == "" || p.version == "" || p.arch == "":
+		err = errors.New("it has no name, version or architecture")
+	case len(p.name)+len(p.arch)+len(p.epoch)+len(p.version)+len(p.release) > 2048:
+		err = errors.New("its name is too long")
+	case p.elsewhere:
+	case p.path == "" || p.sum.kind == "" || p.size < 0:
+		err = errors.New("it has no location, checksum or size")
+	case p.path == repomdPath:
+		err = errors.New("its location is repomd.xml")
+	}
+	return p, err
+}
+
+// provides lists the names that a package can be asked for by, without what only the dependencies of other
+// packages use: libraries and the like, which have parentheses.
+func (t *tokens) provides() (names []string, err error) {
+	err = t.children(func(tag xml.StartElement) error {
+		if tag.Name.Local != "provides" {
+			return t.skip()
+		}
+		return t.children(func(entry xml.StartElement) error {
+			if name := attribute(entry, "name"); name != "" && !strings.ContainsAny(name, "()") {
+				names = append(names, name)
+			}
+			return t.skip()
+		})
+	})
+	return names, err
+}
+
+// evr is epoch, version and release as people write them.
+func (p rpmPackage) evr() string {
+	text := p.version
+	if p.release != "" {
+		text += "-" + p.release
+	}
+	if n, err := strconv.Atoi(p.epoch); err == nil && n > 0 {
+		text = p.epoch + ":" + text
+	}
+	return text
+}

@@ -1,0 +1,154 @@
+package repo
+
+import (
+	"bytes"
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"path"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+)
+
+// maxRepomd bounds repomd.xml: real ones have 2 to 10 KB.
+const maxRepomd = 1 << 20
+
+// maxMetadata bounds one file of repodata.
+const maxMetadata = 1 << 30
+
+// want is a file that is known by its checksum before it is fetched.
+type want struct {
+	path string // below the repository, clean
+	sum  sum
+	size int64 // -1: not known
+	time time.Time
+}
+
+// metadata is what one <data> of repomd.xml says.
+type metadata struct {
+	want
+	kind     string // primary, filelists, group, …
+	unpacked int64  // bytes, 0: not said
+}
+
+const repomdPath = "repodata/repomd.xml"
+
+// parseRepomd reads repomd.xml. The format has no standard but createrepo's own.
+func parseRepomd(text []byte) ([]metadata, error) {
+	if len(text) > maxRepomd {
+		return nil, fmt.Errorf("it is larger than %d KiB", maxRepomd>>10)
+	}
+	var list []metadata
+	paths, primary := map[string]bool{}, false
+	t := newTokens(bytes.NewReader(text), "repomd")
+	err := t.document(nil, func(tag xml.StartElement) error {
+		if tag.Name.Local != "data" {
+			return t.skip()
+		}
+		m, err := t.data(attribute(tag, "type"))
+		if err != nil {
+			return fmt.Errorf("data %.40q: %w", m.kind, err)
+		}
+		if paths[m.path] {
+			return fmt.Errorf("data %.40q: %s is there twice", m.kind, m.path)
+		}
+		paths[m.path] = true
+		primary = primary || m.kind == "primary"
+		if list = append(list, m); len(list) > 256 {
+			return errors.New("it names too many files")
+		}
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	if !primary {
+		return nil, errors.New("it names no primary metadata")
+	}
+	return list, nil
+}
+
+func (t *tokens) data(kind string) (m metadata, err error) {
+	m = metadata{want: want{size: -1}, kind: kind}
+	err = t.children(func(tag xml.StartElement) error {
+		if tag.Name.Local == "location" {
+			if m.path, err = location(tag); err != nil {
+				return err
+			}
+			return t.skip()
+		}
+		text, err := t.text()
+		if err != nil {
+			return err
+		}
+		text = strings.TrimSpace(text)
+		switch tag.Name.Local {
+		case "checksum":
+			m.sum, err = newSum(attribute(tag, "type"), text)
+		case "size":
+			m.size, err = number(text, maxMetadata)
+		case "open-size":
+			m.unpacked, err = number(text, maxUnpacked)
+		case "timestamp":
+			m.time = timestamp(text)
+		}
+		return err
+	})
+	switch {
+	case err != nil:
+	case m.path == "":
+		err = errors.New("it has no location")
+	case m.path == repomdPath:
+		err = errors.New("its location is repomd.xml itself")
+	case m.sum.kind == "":
+		err = errors.New("it has no checksum")
+	}
+	return m, err
+}
+
+func number(text string, most int64) (int64, error) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n < 0 || n > most {
+		return 0, fmt.Errorf("%.40q is no size up to %d", text, most)
+	}
+	return n, nil
+}
+
+// timestamp is in seconds, in some repositories with a fraction.
+func timestamp(text string) time.Time {
+	seconds, err := strconv.ParseFloat(text, 64)
+	if err != nil || seconds <= 0 || seconds > 1<<40 {
+		return time.Time{}
+	}
+	return time.Unix(int64(seconds), 0)
+}
+
+// errElsewhere is a location that is not below the repository.
+var errElsewhere = errors.New("its location is not below the repository")
+
+// location is the path of a file below the repository, decoded: clients may send it encoded in several ways.
+func location(tag xml.StartElement) (string, error) {
+	href := attribute(tag, "href")
+	if base := attribute(tag, "base"); base != "" { // xml:base: the file is on another server
+		return "", errElsewhere
+	}
+	if plain, err := url.PathUnescape(href); err == nil {
+		href = plain
+	}
+	name := path.Clean(href)
+	switch {
+	case href == "" || name == ".":
+		return "", errors.New("its location is empty")
+	case len(name) > 1024 || strings.ContainsFunc(name, unicode.IsControl) || strings.Contains(name, `\`):
+		return "", errors.New("its location is no path")
+	case name[0] == '/' || name == ".." || strings.HasPrefix(name, "../"):
+		return "", errElsewhere
+	case !fs.ValidPath(name):
+		return "", errors.New("its location is no path")
+	}
+	return name, nil
+}

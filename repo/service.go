@@ -1,0 +1,445 @@
+// Package repo serves package repositories to the machines of the rack: those in directories of this host, and
+// those of upstream servers, which are fetched through.
+//
+// A pull-through repository never serves a wrong byte. repomd.xml is revalidated when it is older than a minute,
+// and a new one is served only when all files that it names are there and verified. Everything else has a
+// checksum in that metadata before it is fetched, is fetched once however many clients ask, and becomes part of
+// the cache by rename once its checksum was found right. Clients that read along while a file is fetched get its
+// last bytes only then. If the upstream server is down, the last good metadata stays in force.
+//
+// The cache is on disk, addressed by checksums; what a killed daemon left half-way is removed at the next start.
+package repo
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"maps"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+
+	"rackstrap/media"
+)
+
+// Spec names one repository and where it is.
+type Spec struct {
+	Name string
+	Dir  string            // a directory of this host, or
+	URL  string            // an upstream server, without variables
+	Keys map[string]string // URLs of further files, by name: served at .keys/<name>
+}
+
+// Options are the dependencies of a Service, and its limits; a limit of zero is the default.
+type Options struct {
+	Dir     string // of the cache
+	Limit   int64  // bytes that the cache may have (20 GiB)
+	Log     *slog.Logger
+	Now     func() time.Time
+	Metrics prometheus.Registerer                 // where the counters go; nil: nowhere
+	Proxy   func(*http.Request) (*url.URL, error) // for requests to upstreams; nil: none
+
+	Fresh        time.Duration // how long metadata is served without asking upstream whether it changed (60 s)
+	StallTimeout time.Duration // how long an upstream may send nothing (20 s)
+	Backoff      time.Duration // before the first repeated request; doubled for each further (250 ms)
+	Patience     time.Duration // how long a client waits for metadata that is being fetched (25 s, yum waits 30)
+	MaxConns     int           // connections to upstreams (16)
+	MaxOther     int64         // bytes of a file that no metadata names (64 MiB)
+}
+
+const defaultStall = 20 * time.Second
+
+// retryAfter is how long a failure is remembered: so long nobody else tries.
+const retryAfter = 5 * time.Second
+
+// Service serves repositories.
+type Service struct {
+	o       Options
+	store   *store
+	client  *client
+	metrics *metrics
+	ctx     context.Context // of downloads: they outlive the requests that began them
+	cancel  context.CancelFunc
+	running sync.WaitGroup
+
+	mu      sync.Mutex
+	closed  bool
+	mirrors map[string]*mirror
+	trees   map[string]localTree
+	fetches map[sum]*fetch
+	failed_ map[sum]failure
+	warm    chan struct{} // tells Run of new mirrors
+}
+
+type localTree struct {
+	dir  string
+	tree media.Tree
+}
+
+type failure struct {
+	err   error
+	until time.Time
+}
+
+// Open opens the cache, with no repositories yet; see Set.
+func Open(o Options) (*Service, error) {
+	o.Limit = cmp.Or(o.Limit, 20<<30)
+	o.Fresh = cmp.Or(o.Fresh, time.Minute)
+	o.StallTimeout = cmp.Or(o.StallTimeout, defaultStall)
+	o.Backoff = cmp.Or(o.Backoff, 250*time.Millisecond)
+	o.Patience = cmp.Or(o.Patience, 25*time.Second)
+	o.MaxConns = cmp.Or(o.MaxConns, 16)
+	o.MaxOther = cmp.Or(o.MaxOther, 64<<20)
+	m, err := newMetrics(o.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("repo: %w", err)
+	}
+	st, err := openStore(o.Dir, o.Limit, o.Log, o.Now, m)
+	if err != nil {
+		return nil, fmt.Errorf("repo: cache: %w", err)
+	}
+	s := &Service{o: o, store: st, client: newClient(o), metrics: m,
+		mirrors: map[string]*mirror{}, trees: map[string]localTree{}, fetches: map[sum]*fetch{}, failed_: map[sum]failure{},
+		warm: make(chan struct{}, 1)}
+	s.ctx, s.cancel = context.WithCancel(context.Background())
+	return s, nil
+}
+
+// Set puts these repositories in place of those before. What is being sent or fetched goes on. With an error
+// nothing has changed; it joins the faults of all.
+func (s *Service) Set(specs []Spec) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	mirrors, trees := map[string]*mirror{}, map[string]localTree{}
+	var opened []media.Tree
+	var faults []error
+	for _, spec := range specs {
+		if mirrors[spec.Name] != nil || trees[spec.Name].tree != nil {
+			faults = append(faults, fmt.Errorf("repository %q is there twice", spec.Name))
+			continue
+		}
+		if spec.Dir != "" {
+			if was, same := s.trees[spec.Name]; same && was.dir == spec.Dir {
+				trees[spec.Name] = was
+				continue
+			}
+			tree, err := media.OpenDir(spec.Dir)
+			if err != nil {
+				faults = append(faults, fmt.Errorf("repository %q: %w", spec.Name, err))
+				continue
+			}
+			opened = append(opened, tree)
+			trees[spec.Name] = localTree{spec.Dir, tree}
+			continue
+		}
+		base, err := url.Parse(spec.URL)
+		if err != nil || base.Host == "" {
+			faults = append(faults, fmt.Errorf("repository %q: its URL is none", spec.Name))
+			continue
+		}
+		if was := s.mirrors[spec.Name]; was != nil && was.base.String() == base.String() && maps.Equal(was.keys, spec.Keys) {
+			mirrors[spec.Name] = was
+			continue
+		}
+		mirrors[spec.Name] = newMirror(s, spec, base)
+	}
+	if len(faults) > 0 {
+		for _, tree := range opened {
+			tree.Close()
+		}
+		return errors.Join(faults...)
+	}
+	for name, was := range s.trees {
+		if trees[name] != was {
+			was.tree.Close()
+		}
+	}
+	for name, was := range s.mirrors {
+		if mirrors[name] != was {
+			s.store.pin(name, nil)
+		}
+	}
+	s.mirrors, s.trees = mirrors, trees
+	select {
+	case s.warm <- struct{}{}:
+	default:
+	}
+	return nil
+}
+
+// Names lists the repositories, sorted.
+func (s *Service) Names() []string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Sorted(maps.Keys(mergeKeys(s.mirrors, s.trees)))
+}
+
+func mergeKeys[A, B any](a map[string]A, b map[string]B) map[string]bool {
+	all := map[string]bool{}
+	for name := range a {
+		all[name] = true
+	}
+	for name := range b {
+		all[name] = true
+	}
+	return all
+}
+
+// Run fetches the metadata of all repositories, so that the first machine need not wait for it, and does so
+// again after Set. It returns when ctx ends.
+func (s *Service) Run(ctx context.Context) error {
+	defer s.Close()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-s.warm:
+		}
+		s.mu.Lock()
+		mirrors := slices.Collect(maps.Values(s.mirrors))
+		s.mu.Unlock()
+		var group errgroup.Group
+		group.SetLimit(4)
+		for _, m := range mirrors {
+			group.Go(func() error {
+				m.current(ctx) // a failure is logged there
+				return nil
+			})
+		}
+		group.Wait()
+	}
+}
+
+// Close ends all downloads. Nothing is served afterwards.
+func (s *Service) Close() error {
+	s.mu.Lock()
+	s.closed = true
+	trees := s.trees
+	s.trees, s.mirrors = map[string]localTree{}, map[string]*mirror{}
+	s.mu.Unlock()
+	s.cancel()
+	s.running.Wait()
+	s.client.http.CloseIdleConnections()
+	for _, t := range trees {
+		t.tree.Close()
+	}
+	return nil
+}
+
+// goOn runs f in the background until it ends; Close waits for it. It is not run after Close.
+func (s *Service) goOn(f func(ctx context.Context)) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.goOnLocked(f)
+}
+
+func (s *Service) goOnLocked(f func(ctx context.Context)) bool {
+	if s.closed {
+		return false
+	}
+	s.running.Go(func() { f(s.ctx) })
+	return true
+}
+
+// File is an opened file of a pull-through repository.
+type File struct {
+	Content media.Content
+	Name    string
+	ModTime time.Time // zero: not known
+	ETag    string    // strong, with its quotes
+}
+
+// Tree is the directory of a local repository.
+func (s *Service) Tree(name string) (media.Tree, bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	t, ok := s.trees[name]
+	return t.tree, ok
+}
+
+// Request is what a client wants of a pull-through repository.
+type Request struct {
+	Repo, Path string // Path is clean: neither empty elements nor dots
+	// Part: of the file only some range may be sent that ends before the file does. As the end of a file is all
+	// that is held back until its checksum is right, such a range is sent when the whole file is there.
+	Part bool
+	// Head: no content is needed.
+	Head bool
+}
+
+// Open opens a file of a pull-through repository. ctx must live as long as the file is read. Errors are
+// *UpstreamError, fs.ErrNotExist, ctx's, or a fault of this host.
+func (s *Service) Open(ctx context.Context, r Request) (*File, error) {
+	s.mu.Lock()
+	m, ok := s.mirrors[r.Repo]
+	s.mu.Unlock()
+	if !ok {
+		return nil, fmt.Errorf("no such repository: %w", fs.ErrNotExist)
+	}
+	f, how, err := m.open(ctx, r)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		how = answerAbsent
+	case err != nil:
+		how = answerFailed
+	}
+	s.metrics.requests.WithLabelValues(r.Repo, how).Inc()
+	return f, err
+}
+
+// get makes a request to an upstream server.
+func (s *Service) get(ctx context.Context, repo string, from *url.URL, header http.Header) (*response, error) {
+	s.metrics.upstream.WithLabelValues(repo).Inc()
+	return s.client.get(ctx, from, header)
+}
+
+// object opens a file that is known by its checksum: from the cache, or while it is fetched.
+func (s *Service) object(ctx context.Context, m *mirror, w want, r Request) (*File, string, error) {
+	file := &File{Name: filepath.Base(w.path), ModTime: w.time, ETag: w.sum.etag()}
+	if r.Head && w.size >= 0 { // what the metadata says is all that is asked for
+		file.Content = &unread{size: w.size}
+		return file, answerHit, nil
+	}
+	f, stored, began, err := s.begin(m, w)
+	if err != nil {
+		return nil, "", err
+	}
+	if stored != nil {
+		file.Content = stored
+		return file, answerHit, nil
+	}
+	how := answerShared
+	if began {
+		how = answerMiss
+	}
+	if !r.Part {
+		if content, ok := f.follow(ctx); ok {
+			file.Content = content
+			return file, how, nil
+		}
+	}
+	if err := f.wait(ctx); err != nil {
+		return nil, "", err
+	}
+	content, ok := s.store.open(w.sum)
+	if !ok { // evicted between the two, by a cache that is far too small
+		return nil, "", &UpstreamError{Repo: m.name, Path: w.path, Reason: "file was evicted from the cache at once: server.cache_size is too small"}
+	}
+	file.Content = content
+	return file, how, nil
+}
+
+// begin finds a file in the cache, or its download, or begins that.
+func (s *Service) begin(m *mirror, w want) (f *fetch, stored *blob, began bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if f, ok := s.fetches[w.sum]; ok {
+		return f, nil, false, nil
+	}
+	if b, ok := s.store.open(w.sum); ok {
+		return nil, b, false, nil
+	}
+	if failed, ok := s.failed_[w.sum]; ok {
+		if s.o.Now().Before(failed.until) {
+			return nil, nil, false, failed.err
+		}
+		delete(s.failed_, w.sum)
+	}
+	f = newFetch(m.name, w, join(m.base, w.path))
+	if !s.goOnLocked(func(ctx context.Context) { f.run(ctx, s) }) {
+		return nil, nil, false, &UpstreamError{Repo: m.name, Path: w.path, Reason: "is not asked any more: the appliance ends"}
+	}
+	s.fetches[w.sum] = f
+	return f, nil, true, nil
+}
+
+// forget takes a download that has ended off the list. A failure is remembered for a moment.
+func (s *Service) forget(f *fetch, err error) {
+	if m := s.remember(f, err); m != nil {
+		m.expire() // without s.mu: the mirrors' locks come first
+	}
+}
+
+func (s *Service) remember(f *fetch, err error) *mirror {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.fetches, f.want.sum)
+	if err == nil || errors.Is(err, context.Canceled) {
+		return nil
+	}
+	now := s.o.Now()
+	for what, old := range s.failed_ {
+		if !now.Before(old.until) {
+			delete(s.failed_, what)
+		}
+	}
+	s.failed_[f.want.sum] = failure{err, now.Add(retryAfter)}
+	// The metadata may be what is wrong: the mirror replaced or removed a package since.
+	return s.mirrors[f.repo]
+}
+
+// failed logs and counts what went wrong with an upstream, and makes an error of it that clients may see.
+func (s *Service) failed(repo, path string, err error) error {
+	var wrong *fault
+	var local *localFault
+	log := s.o.Log.With("repo", repo, "file", path)
+	switch {
+	case errors.Is(err, context.Canceled):
+		return err
+	case errors.Is(err, fs.ErrNotExist) && !errors.As(err, &local):
+		return err
+	case errors.As(err, &wrong):
+		kind, level := "down", slog.LevelWarn
+		if wrong.lie {
+			kind, level = "lie", slog.LevelError
+		}
+		s.metrics.failures.WithLabelValues(repo, kind).Inc()
+		log.Log(context.Background(), level, "repo: upstream "+wrong.reason)
+		return &UpstreamError{Repo: repo, Path: path, Reason: wrong.reason, Lie: wrong.lie}
+	default:
+		s.metrics.failures.WithLabelValues(repo, "local").Inc()
+		log.Error("repo: cannot keep a file", "err", err)
+		return fmt.Errorf("repository %s: %s: %w", repo, path, err)
+	}
+}
+
+// unread is the content of a file of which only the size matters: for HEAD.
+type unread struct{ size, pos int64 }
+
+func (u *unread) Size() int64                                 { return u.size }
+func (u *unread) Close() error                                { return nil }
+func (u *unread) Read([]byte) (int, error)                    { return 0, errUnread }
+func (u *unread) ReadAt([]byte, int64) (int, error)           { return 0, errUnread }
+func (u *unread) Region() (f *os.File, off, n int64, ok bool) { return nil, 0, 0, false }
+
+var errUnread = errors.New("only the size of this file was asked for")
+
+func (u *unread) Seek(offset int64, whence int) (int64, error) {
+	switch whence {
+	case 1:
+		offset += u.pos
+	case 2:
+		offset += u.size
+	}
+	u.pos = offset
+	return offset, nil
+}
+
+// memory is a small content that is held in memory.
+type memory struct{ *bytes.Reader }
+
+func inMemory(text []byte) memory { return memory{bytes.NewReader(text)} }
+
+func (memory) Close() error                                { return nil }
+func (memory) Region() (f *os.File, off, n int64, ok bool) { return nil, 0, 0, false }

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/url"
 	"path"
 	"strconv"
 	"strings"
@@ -42,6 +43,11 @@ func MediumURL(s inventory.Server, m inventory.Medium) string {
 // AgentURL is the program that installed machines of an architecture (amd64, arm64) run.
 func AgentURL(s inventory.Server, arch string) string { return BaseURL(s) + "/agent/linux-" + arch }
 
+// ImageURL is an archive of container images.
+func ImageURL(s inventory.Server, file string) string {
+	return BaseURL(s) + "/images/" + url.PathEscape(file)
+}
+
 // KernelArgs is the kernel command line of the installer for one machine (Anaconda 21, dracut), but for
 // `initrd=`. BOOTIF limits DHCP and the kickstart's network to the NIC that booted; sendmac and sendsn add
 // the headers by which the kickstart is guarded.
@@ -54,6 +60,9 @@ func KernelArgs(s inventory.Server, m inventory.Machine, medium inventory.Medium
 		"inst.ks.sendmac",
 		"inst.ks.sendsn",
 		"inst.text",
+	}
+	if s.SyslogPort != 0 { // rsyslog gets it as it is: `*.* @@HOST:PORT`, which is TCP
+		args = append(args, "inst.syslog="+net.JoinHostPort(s.Address.String(), strconv.Itoa(s.SyslogPort)))
 	}
 	return append(args, m.Install.KernelArgs...)
 }

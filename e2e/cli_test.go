@@ -197,7 +197,7 @@ func TestRenderDiff(t *testing.T) {
 	require.Contains(t, diff, "kickstart of m9\n--- /dev/null\n+++ "+config+"\n")
 	one := do("render", "kickstart", "m1", "--diff")
 	require.Contains(t, one, "--- "+config+" (in force)\n+++ "+config+"\n")
-	require.Contains(t, one, "\n+step kernel lt\n")
+	require.Contains(t, one, "\n+step 20 'kernel lt'\n")
 	require.NotContains(t, one, "m9\n---")
 	out, err = tryRackstrap(t, "--config", config, "render", "kickstart", "nobody", "--diff")
 	require.Equal(t, 1, exitCode(t, err), out)

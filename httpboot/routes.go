@@ -36,6 +36,7 @@ func (s *Server) routes() http.Handler {
 		{"/grub/*", s.grubFile},
 		{"/ks/:mac", s.kickstart},
 		{"/agent/linux-:arch", s.agent},
+		{"/images/:file", s.image},
 		{"/media/:name", s.media},
 		{"/media/:name/*", s.media},
 		{"/repo/:name", s.repo},

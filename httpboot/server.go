@@ -8,6 +8,7 @@
 //	/media/{name}/{path}   the file tree inside an ISO image, or an unpacked one
 //	/repo/{name}/{path}    a package repository: of this host, or fetched through from upstream
 //	/agent/linux-{arch}    the program that installed machines run, see agent.go
+//	/images/{file}         archives of container images
 //	/ks/{mac}              the kickstart: holds a secret, see kickstart.go
 //	/healthz, /metrics
 //
@@ -30,6 +31,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"rackstrap/bootplan"
+	"rackstrap/images"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 	"rackstrap/media"
@@ -54,9 +56,10 @@ type Repos interface {
 type Options struct {
 	Rack      *lifecycle.Rack
 	Plan      *bootplan.Plan
-	Repos     Repos     // nil: /repo has nothing
-	Kickstart Kickstart // nil: /ks answers 503, and no installation begins
-	Agents    *Agents   // nil: /agent answers 404
+	Repos     Repos              // nil: /repo has nothing
+	Kickstart Kickstart          // nil: /ks answers 503, and no installation begins
+	Agents    *Agents            // nil: /agent answers 404
+	Images    func() *images.Set // nil: /images answers 404
 	Log       *slog.Logger
 	Now       func() time.Time
 	Metrics   prometheus.Registerer // where the counters go; nil: nowhere

@@ -32,6 +32,13 @@ func (k *checker) server() {
 	if s.HTTPPort == s.HTTPSPort && s.HTTPPort != 0 {
 		k.fault("server.https_port", "%d is also http_port", s.HTTPSPort)
 	}
+	switch s.SyslogPort {
+	case 0:
+	case s.HTTPPort:
+		k.fault("server.syslog_port", "%d is also http_port", s.SyslogPort)
+	case s.HTTPSPort:
+		k.fault("server.syslog_port", "%d is also https_port", s.SyslogPort)
+	}
 	if s.TFTPPort == s.DHCPPort && s.TFTPPort != 0 {
 		k.fault("server.dhcp_port", "%d is also tftp_port", s.DHCPPort)
 	}

@@ -102,7 +102,7 @@ func TestTypedValues(t *testing.T) {
 func TestDefaults(t *testing.T) {
 	c, err := parse("server: {interface: eth1}\nnetwork: {subnet: 10.0.0.0/24}\nmachines: [{name: m, ip: 10.0.0.2, role: control-plane}]\n")
 	require.NoError(t, err)
-	require.Equal(t, Server{Interface: "eth1", HTTPPort: 8080, HTTPSPort: 8443, TFTPPort: 69, DHCPPort: 67, DataDir: "/var/lib/rackstrap", CacheSize: 20 << 30}, c.Server)
+	require.Equal(t, Server{Interface: "eth1", HTTPPort: 8080, HTTPSPort: 8443, SyslogPort: 5514, TFTPPort: 69, DHCPPort: 67, DataDir: "/var/lib/rackstrap", CacheSize: 20 << 30}, c.Server)
 	require.Equal(t, DHCP{Mode: DHCPServer, LeaseTime: 12 * time.Hour, Unknown: UnknownDiscover, ProbeInterval: 5 * time.Minute}, c.Network.DHCP)
 	require.Equal(t, Install{Profile: "centos-7.9", Timezone: "UTC", Attempts: 3, LocalBoot: LocalAuto,
 		Kernel: KernelStock, SELinux: "permissive", Docker: true, Timeout: time.Hour, Stall: 15 * time.Minute}, c.Install)

@@ -127,6 +127,7 @@ func flatten(c *Config) *flat {
 	f.put("server.address", c.Server.Address)
 	f.put("server.http_port", c.Server.HTTPPort)
 	f.put("server.https_port", c.Server.HTTPSPort)
+	f.put("server.syslog_port", c.Server.SyslogPort)
 	f.put("server.tftp_port", c.Server.TFTPPort)
 	f.put("server.dhcp_port", c.Server.DHCPPort)
 	f.put("server.data_dir", c.Server.DataDir)

@@ -151,6 +151,8 @@ func TestFaults(t *testing.T) {
 		{"  http_port: 8080", "  http_port: 65536", "@: server.http_port: 65536 is not a port: 1 to 65535, or 0 for any that is free"},
 		{"  http_port: 8080", "  http_port: -1", "@: server.http_port: -1 is not a port: 1 to 65535, or 0 for any that is free"},
 		{"  http_port: 8080", "  http_port: 8443", "@[https_port]server.https_port: 8443 is also http_port"},
+		{"  tftp_port: 69", "  syslog_port: 8443", "@: server.syslog_port: 8443 is also https_port"},
+		{"  tftp_port: 69", "  syslog_port: 8080", "@: server.syslog_port: 8080 is also http_port"},
 		{"  tftp_port: 69", "  tftp_port: 67", "@[dhcp_port]server.dhcp_port: 67 is also tftp_port"},
 		{"  data_dir: /var/lib/rackstrap", `  data_dir: ""`, "@: server.data_dir: is empty"},
 		{"  loaders_dir: /srv/loaders", `  loaders_dir: "/srv\n"`, `@: server.loaders_dir: "/srv\n" is not a path`},

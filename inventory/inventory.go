@@ -30,6 +30,7 @@ type Server struct {
 	Address    netip.Addr // IPv4; the zero Addr until resolved from the interface
 	HTTPPort   int        // boot plane, plain HTTP; 0, here and below: any free port
 	HTTPSPort  int        // node plane, TLS
+	SyslogPort int        // where installers send their logs, TCP; 0: they send none
 	TFTPPort   int
 	DHCPPort   int    // 67 everywhere but in tests
 	DataDir    string // state, sockets, CA

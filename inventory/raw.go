@@ -18,6 +18,7 @@ type rawServer struct {
 	Address    string `mapstructure:"address"`
 	HTTPPort   int    `mapstructure:"http_port"`
 	HTTPSPort  int    `mapstructure:"https_port"`
+	SyslogPort int    `mapstructure:"syslog_port"`
 	TFTPPort   int    `mapstructure:"tftp_port"`
 	DHCPPort   int    `mapstructure:"dhcp_port"`
 	DataDir    string `mapstructure:"data_dir"`
@@ -131,6 +132,7 @@ func defaults() map[string]any {
 	return map[string]any{
 		"server.http_port":               8080,
 		"server.https_port":              8443,
+		"server.syslog_port":             5514,
 		"server.tftp_port":               69,
 		"server.dhcp_port":               67,
 		"server.data_dir":                "/var/lib/rackstrap",

@@ -50,6 +50,7 @@ func (t *typer) server(raw rawServer) Server {
 		Address:    t.address("server.address", raw.Address),
 		HTTPPort:   t.port("server.http_port", raw.HTTPPort),
 		HTTPSPort:  t.port("server.https_port", raw.HTTPSPort),
+		SyslogPort: t.port("server.syslog_port", raw.SyslogPort),
 		TFTPPort:   t.port("server.tftp_port", raw.TFTPPort),
 		DHCPPort:   t.port("server.dhcp_port", raw.DHCPPort),
 		DataDir:    t.path("server.data_dir", raw.DataDir),

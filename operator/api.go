@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"time"
 
+	"rackstrap/cluster"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -25,6 +26,7 @@ type Status struct {
 	DHCPMode  inventory.DHCPMode `json:"dhcp_mode"`
 	Foreign   []string           `json:"foreign_dhcp"` // other DHCP servers seen on the network
 	Dropped   uint64             `json:"events_dropped"`
+	Cluster   cluster.Status     `json:"cluster"`
 	Machines  []lifecycle.Status `json:"machines"` // the list's, then the discovered ones
 	Leases    []lifecycle.Lease  `json:"leases"`
 }

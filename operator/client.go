@@ -69,10 +69,10 @@ func (c *Client) Approve(ctx context.Context, mac inventory.MAC, name string) (l
 	return rec, c.call(ctx, http.MethodPost, "/api/v1/discovered/"+mac.Hyphens()+"/approve", approval{As: name}, &rec)
 }
 
-// Change does one of reinstall, hold and adopt with a machine.
-func (c *Client) Change(ctx context.Context, verb, name string) (lifecycle.Record, error) {
+// Adopt takes a machine whose disk holds a good system as installed.
+func (c *Client) Adopt(ctx context.Context, name string) (lifecycle.Record, error) {
 	var rec lifecycle.Record
-	return rec, c.call(ctx, http.MethodPost, "/api/v1/machines/"+url.PathEscape(name)+"/"+verb, nil, &rec)
+	return rec, c.call(ctx, http.MethodPost, "/api/v1/machines/"+url.PathEscape(name)+"/adopt", nil, &rec)
 }
 
 // Release frees a slot that approve or enrolment filled.
@@ -80,8 +80,8 @@ func (c *Client) Release(ctx context.Context, name string) error {
 	return c.call(ctx, http.MethodPost, "/api/v1/machines/"+url.PathEscape(name)+"/release", nil, nil)
 }
 
-// Render is what the daemon would serve the machine now: "ipxe" or "grub"; or "kickstart", of its configuration in
-// force, with stand-ins for all secrets.
+// Render is what the daemon would serve the machine now: "ipxe" or "grub"; or "kickstart", "init-config" or
+// "join-config", of its configuration in force, with stand-ins for all secrets.
 func (c *Client) Render(ctx context.Context, what, name string) ([]byte, error) {
 	body, err := c.open(ctx, http.MethodGet, "/api/v1/render/"+what+"/"+url.PathEscape(name), nil)
 	if err != nil {

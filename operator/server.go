@@ -16,6 +16,7 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"rackstrap/bootplan"
+	"rackstrap/cluster"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -25,6 +26,7 @@ type Options struct {
 	DataDir string // where the socket is made
 	Rack    *lifecycle.Rack
 	Plan    *bootplan.Plan
+	Cluster Cluster
 	Reload  func(context.Context) (ReloadResult, error)
 	// Kickstart renders that of a machine of the configuration in force, without any secret.
 	Kickstart func(name string) ([]byte, error)
@@ -95,15 +97,17 @@ func (s *Server) routes() {
 	api.GET("/render/:what/:name", s.render)
 	api.POST("/reload", s.reload)
 	api.POST("/discovered/:mac/approve", s.approve)
-	api.POST("/machines/:name/reinstall", s.change(s.o.Rack.Reinstall))
-	api.POST("/machines/:name/hold", s.change(s.o.Rack.Hold))
+	api.POST("/cluster/kubeconfig", s.kubeconfig)
+	api.POST("/cluster/verify", s.verify)
+	api.POST("/machines/:name/reinstall", s.reinstall)
+	api.POST("/machines/:name/hold", s.hold)
 	api.POST("/machines/:name/adopt", s.change(s.o.Rack.Adopt))
 	api.POST("/machines/:name/release", s.release)
 }
 
 func (s *Server) status(c echo.Context) error {
 	st := s.o.Status()
-	st.Now = s.o.Now()
+	st.Now, st.Cluster = s.o.Now(), s.o.Cluster.Status()
 	st.Machines, st.Leases, st.Dropped = s.o.Rack.Machines(), s.o.Rack.Leases(), s.o.Rack.Dropped()
 	return c.JSON(http.StatusOK, st)
 }
@@ -185,7 +189,19 @@ func (s *Server) who(text string) (inventory.MAC, error) {
 }
 
 func (s *Server) render(c echo.Context) error {
-	if c.Param("what") == "kickstart" {
+	switch c.Param("what") {
+	case "init-config", "join-config":
+		cfg := s.o.Rack.Config()
+		m, ok := cfg.ByName(c.Param("name"))
+		if !ok {
+			return &lifecycle.UnknownMachineError{Name: c.Param("name")}
+		}
+		text := cluster.RenderInit(cfg, *m)
+		if c.Param("what") == "join-config" {
+			text = cluster.RenderJoin(cfg, *m, s.o.Rack.Cluster().CAHash)
+		}
+		return c.Blob(http.StatusOK, echo.MIMETextPlainCharsetUTF8, []byte(text))
+	case "kickstart":
 		text, err := s.o.Kickstart(c.Param("name"))
 		if err != nil {
 			return err
@@ -199,7 +215,7 @@ func (s *Server) render(c echo.Context) error {
 	renderers := map[string]func(lifecycle.Decision) ([]byte, error){"ipxe": s.o.Plan.IPXE, "grub": s.o.Plan.GRUB}
 	render, ok := renderers[c.Param("what")]
 	if !ok {
-		return echo.NewHTTPError(http.StatusNotFound, "ipxe, grub or kickstart can be rendered")
+		return echo.NewHTTPError(http.StatusNotFound, "ipxe, grub, kickstart, init-config or join-config can be rendered")
 	}
 	text, err := render(s.o.Rack.Decide(mac))
 	if err != nil {
@@ -259,11 +275,12 @@ func (s *Server) fault(err error, c echo.Context) {
 		transition *lifecycle.TransitionError
 		unknown    *lifecycle.UnknownMachineError
 		bind       *lifecycle.BindError
+		refused    *cluster.RefusedError
 		asHTTP     *echo.HTTPError
 	)
 	switch {
 	case errors.As(err, &transition), errors.As(err, &bind), errors.Is(err, lifecycle.ErrConflict),
-		errors.Is(err, lifecycle.ErrNoHardware):
+		errors.Is(err, lifecycle.ErrNoHardware), errors.As(err, &refused):
 		status = http.StatusConflict
 	case errors.As(err, &unknown):
 		status = http.StatusNotFound

@@ -23,7 +23,9 @@ import (
 	"rackstrap/cluster"
 	"rackstrap/dhcp"
 	"rackstrap/firstboot"
+	"rackstrap/firstboot/api"
 	"rackstrap/httpboot"
+	"rackstrap/images"
 	"rackstrap/inventory"
 	"rackstrap/kickstart"
 	"rackstrap/lifecycle"
@@ -31,6 +33,7 @@ import (
 	"rackstrap/operator"
 	"rackstrap/repo"
 	"rackstrap/store"
+	"rackstrap/syslog"
 	"rackstrap/tftp"
 )
 
@@ -49,6 +52,7 @@ type daemon struct {
 	rack       *lifecycle.Rack
 	plan       *bootplan.Plan
 	cluster    *cluster.Coordinator
+	images     atomic.Pointer[images.Set]
 	repos      *repo.Service
 	renderer   *kickstart.Renderer
 	foreign    func() []string
@@ -132,20 +136,28 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 	for _, arch := range agents.Dynamic() {
 		d.log.Warn("this agent is not a static program: it may not start on a node; build with `make`", "arch", arch)
 	}
+	near, err := images.Open(cfg.Cluster.Images, nil)
+	if err != nil {
+		return err
+	}
+	d.images.Store(near)
+	for _, name := range near.Ignored {
+		d.log.Warn("cluster.images: this file is no .tar, and not served", "file", name)
+	}
 	answers := &kickstarts{rack: d.rack, renderer: renderer, ca: string(authority.PEM()), agents: agents}
 	if d.repos, err = openRepos(renderer, cfg, d.config.Load, metrics, d.log); err != nil {
 		return err
 	}
 	d.add("repos", "", d.repos, d.repos.Run)
 	d.renderer = renderer
-	web, err := httpboot.Listen(httpboot.Options{Rack: d.rack, Plan: d.plan, Repos: d.repos, Kickstart: answers, Agents: agents, Log: d.log, Now: time.Now, Metrics: metrics, Gatherer: metrics,
+	web, err := httpboot.Listen(httpboot.Options{Rack: d.rack, Plan: d.plan, Repos: d.repos, Kickstart: answers, Agents: agents, Images: d.images.Load, Log: d.log, Now: time.Now, Metrics: metrics, Gatherer: metrics,
 		Interface: cfg.Server.Interface, Address: cfg.Server.Address, Port: cfg.Server.HTTPPort})
 	if err != nil {
 		return err
 	}
 	d.add("http", web.Addr().String(), web, web.Run)
 
-	d.cluster = cluster.New(cluster.Options{Rack: d.rack, Log: d.log, Now: time.Now})
+	d.cluster = cluster.New(cluster.Options{Rack: d.rack, Log: d.log, Now: time.Now, Images: d.nearImages})
 	d.add("cluster", "", nil, d.cluster.Run)
 	nodes, err := firstboot.Listen(firstboot.Options{Rack: d.rack, Cluster: d.cluster, Authority: authority, Log: d.log, Now: time.Now,
 		Metrics: metrics, LogDir: filepath.Join(cfg.Server.DataDir, "logs"), Address: cfg.Server.Address, Port: cfg.Server.HTTPSPort})
@@ -154,7 +166,16 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 	}
 	d.add("https", nodes.Addr().String(), nodes, nodes.Run)
 
-	desk, err := operator.Listen(operator.Options{DataDir: cfg.Server.DataDir, Rack: d.rack, Plan: d.plan,
+	if cfg.Server.SyslogPort != 0 {
+		logs, err := syslog.Listen(syslog.Options{Rack: d.rack, Log: d.log, Now: time.Now, Metrics: metrics,
+			Address: cfg.Server.Address, Port: cfg.Server.SyslogPort, DataDir: cfg.Server.DataDir})
+		if err != nil {
+			return err
+		}
+		d.add("syslog", logs.Addr().String(), logs, logs.Run)
+	}
+
+	desk, err := operator.Listen(operator.Options{DataDir: cfg.Server.DataDir, Rack: d.rack, Plan: d.plan, Cluster: d.cluster,
 		Kickstart: func(name string) ([]byte, error) { return renderMasked(renderer, d.rack.Config(), name) },
 		Reload:    d.reload, Status: d.status, Log: d.log, Now: time.Now})
 	if err != nil {
@@ -198,6 +219,9 @@ func (d *daemon) close() {
 	if d.plan != nil {
 		d.plan.Library().Close()
 	}
+	if near := d.images.Load(); near != nil {
+		near.Close()
+	}
 	if d.store != nil {
 		d.store.Close()
 	}
@@ -227,14 +251,22 @@ func (d *daemon) reload(ctx context.Context) (operator.ReloadResult, error) {
 	if err != nil {
 		return operator.ReloadResult{}, err
 	}
+	near, err := images.Open(cfg.Cluster.Images, d.images.Load())
+	if err != nil {
+		library.Close()
+		return operator.ReloadResult{}, err
+	}
 	if err := d.setRepos(cfg); err != nil {
+		near.Close()
 		library.Close()
 		return operator.ReloadResult{}, err
 	}
 	if err := d.rack.Reload(ctx, cfg); err != nil {
 		library.Close()
+		near.Close()
 		return operator.ReloadResult{}, errors.Join(err, d.setRepos(old))
 	}
+	d.images.Swap(near).Close()
 	d.config.Store(cfg)
 	d.plan.SetLibrary(library).Close()
 	d.log.Info("configuration reloaded", "path", cfg.Path, "changes", len(result.Changes))
@@ -277,6 +309,15 @@ func (d *daemon) status() operator.Status {
 		}
 	}
 	return st
+}
+
+// nearImages are the archives that machines are offered, as they are fetched from the boot plane.
+func (d *daemon) nearImages() (list []api.Image) {
+	server := d.config.Load().Server
+	for _, a := range d.images.Load().Archives() {
+		list = append(list, api.Image{URL: bootplan.ImageURL(server, a.File), SHA256: a.SHA256, Size: a.Size, Names: a.Names})
+	}
+	return list
 }
 
 // mediaSpecs are the media that this host holds; those on a mirror are fetched from there.

@@ -188,6 +188,9 @@ func (p port) String() string { return fmt.Sprintf("%s/%d (%s)", p.network, p.nu
 
 func ports(cfg *inventory.Config) []port {
 	all := []port{{"tcp", cfg.Server.HTTPPort, "server.http_port"}, {"tcp", cfg.Server.HTTPSPort, "server.https_port"}, {"udp", cfg.Server.TFTPPort, "server.tftp_port"}}
+	if cfg.Server.SyslogPort != 0 {
+		all = append(all, port{"tcp", cfg.Server.SyslogPort, "server.syslog_port"})
+	}
 	if cfg.Network.DHCP.Mode != inventory.DHCPOff {
 		all = append(all, port{"udp", cfg.Server.DHCPPort, "DHCP"}, port{"udp", 4011, "PXE"})
 	}

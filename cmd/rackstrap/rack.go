@@ -74,44 +74,6 @@ func (a *app) statusCommand() *cobra.Command {
 	return cmd
 }
 
-func statusTable(w io.Writer, st operator.Status) {
-	fmt.Fprintf(w, "rackstrap %s on %s (%s), DHCP %s, up %s\n", st.Version, st.Address, st.Interface, st.DHCPMode, age(st.Now, st.Started))
-	for _, other := range st.Foreign {
-		fmt.Fprintf(w, "WARNING: another DHCP server answers on this network: %s\n", other)
-	}
-	if st.Dropped > 0 {
-		fmt.Fprintf(w, "WARNING: %d observations were lost: is the disk full?\n", st.Dropped)
-	}
-	fmt.Fprintln(w)
-	machinesTable(w, st)
-}
-
-// machinesTable is one line a machine; the discovered ones say how they are approved.
-func machinesTable(w io.Writer, st operator.Status) {
-	fmt.Fprintln(w, "NAME\tMAC\tADDRESS\tROLE\tSTATE\tTRY\tBOOTS\tFIRMWARE\tSEEN\tPROGRESS\tWHY")
-	for _, m := range st.Machines {
-		try := "-"
-		if m.Record.Attempt > 0 {
-			try = fmt.Sprintf("%d/%d", m.Record.Tries, m.Limit)
-		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), or(macText(m.MAC), "-"), addrText(m),
-			or(string(m.Role), "-"), or(string(m.State), "-"), try, or(string(m.Action), "-"), or(m.Sighting.Firmware, "-"),
-			age(st.Now, m.Sighting.Last), progressText(m), m.Reason)
-	}
-}
-
-// progressText is how far a machine is, short enough for a column.
-func progressText(m lifecycle.Status) string {
-	if m.Progress == nil {
-		return "-"
-	}
-	text := []rune(m.Progress.String())
-	if len(text) > 40 {
-		text = append(text[:39], '…')
-	}
-	return string(text)
-}
-
 func macText(mac inventory.MAC) string {
 	if mac.IsZero() {
 		return ""
@@ -258,26 +220,6 @@ func (a *app) approveCommand() *cobra.Command {
 		return nil
 	}
 	return cmd
-}
-
-func (a *app) changeCommand(verb, short, done string) *cobra.Command {
-	return &cobra.Command{
-		Use:   verb + " NAME",
-		Short: short,
-		Args:  args(cobra.ExactArgs(1)),
-		RunE: func(cmd *cobra.Command, given []string) error {
-			client, err := a.client()
-			if err != nil {
-				return err
-			}
-			rec, err := client.Change(cmd.Context(), verb, given[0])
-			if err != nil {
-				return err
-			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%s is %s (attempt %d)\n", rec.Name, done, rec.Attempt)
-			return nil
-		},
-	}
 }
 
 func (a *app) releaseCommand() *cobra.Command {

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"rackstrap/assets"
+	"rackstrap/cluster"
 	"rackstrap/inventory"
 	"rackstrap/kickstart"
 	"rackstrap/lifecycle"
@@ -19,12 +20,13 @@ import (
 func (a *app) renderCommand() *cobra.Command {
 	diff := false
 	cmd := &cobra.Command{
-		Use:   "render {ipxe|grub|kickstart} NAME",
+		Use:   "render {ipxe|grub|kickstart|init-config|join-config} NAME",
 		Short: "Print what a machine is served: now, or (without a daemon) what the configuration says for a new one",
 		Long: "Prints what a machine is served: now, or (without a daemon) what the configuration says for a new one.\n" +
 			"A kickstart is always that of the file, with a token that opens nothing. With --diff it is compared with\n" +
-			"that of the configuration that the daemon has in force; then NAME may be left out: all machines.",
-		ValidArgs: []string{"ipxe", "grub", "kickstart"},
+			"that of the configuration that the daemon has in force; then NAME may be left out: all machines.\n" +
+			"The files for kubeadm init and join have tokens and keys that open nothing, too.",
+		ValidArgs: []string{"ipxe", "grub", "kickstart", "init-config", "join-config"},
 	}
 	cmd.Flags().BoolVar(&diff, "diff", false, "kickstart: show what a reload of the file would change")
 	cmd.Args = func(cmd *cobra.Command, given []string) error {
@@ -74,12 +76,16 @@ func renderOffline(ctx context.Context, cfg *inventory.Config, what, name string
 	}
 	defer plan.Library().Close()
 	switch decision := rack.Decide(m.MAC); what {
+	case "init-config":
+		return []byte(cluster.RenderInit(cfg, *m)), nil
+	case "join-config":
+		return []byte(cluster.RenderJoin(cfg, *m, "")), nil
 	case "ipxe":
 		return plan.IPXE(decision)
 	case "grub":
 		return plan.GRUB(decision)
 	}
-	return nil, &usageError{fmt.Errorf("%s cannot be rendered: ipxe, grub or kickstart", what)}
+	return nil, &usageError{fmt.Errorf("%s cannot be rendered: ipxe, grub, kickstart, init-config or join-config", what)}
 }
 
 // printKickstart prints the kickstart that a machine would get, with a token that opens nothing.

@@ -84,7 +84,7 @@ func checkBoot(ctx context.Context, cfg *inventory.Config) error {
 			faults = append(faults, err)
 		}
 	}
-	faults = append(faults, checkKickstarts(rack.Config()))
+	faults = append(faults, checkKickstarts(rack.Config()), checkCluster(cfg))
 	return errors.Join(faults...)
 }
 

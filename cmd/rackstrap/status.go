@@ -1,0 +1,109 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+
+	"rackstrap/lifecycle"
+	"rackstrap/operator"
+)
+
+// statusTable is the rack on one screen: the appliance, the cluster, a line a machine.
+func statusTable(w io.Writer, st operator.Status) {
+	fmt.Fprintf(w, "rackstrap %s on %s (%s), DHCP %s, up %s\n", st.Version, st.Address, st.Interface, st.DHCPMode, age(st.Now, st.Started))
+	for _, text := range clusterLines(st) {
+		fmt.Fprintln(w, text)
+	}
+	for _, other := range st.Foreign {
+		fmt.Fprintf(w, "WARNING: another DHCP server answers on this network: %s\n", other)
+	}
+	if st.Dropped > 0 {
+		fmt.Fprintf(w, "WARNING: %d observations were lost: is the disk full?\n", st.Dropped)
+	}
+	fmt.Fprintln(w)
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	machinesTable(table, st)
+	table.Flush()
+}
+
+// clusterLines tell how far the cluster is: what it is, who leads, who is there.
+func clusterLines(st operator.Status) []string {
+	c := st.Cluster
+	lines := []string{fmt.Sprintf("cluster %s: Kubernetes %s at %s, %s", c.Name, c.Version, c.Endpoint, clusterState(st))}
+	var masters []string
+	for _, m := range c.Masters {
+		text := m.Name
+		switch {
+		case !m.Alive && m.Seen.IsZero():
+			text += " (silent since the start)"
+		case !m.Alive:
+			text += fmt.Sprintf(" (silent for %s)", age(st.Now, m.Seen))
+		}
+		masters = append(masters, text)
+	}
+	if len(masters) > 0 {
+		lines = append(lines, "control planes: "+strings.Join(masters, ", "))
+	}
+	if c.Joining != "" {
+		lines = append(lines, fmt.Sprintf("%s joins the control plane; others wait for their turn", c.Joining))
+	}
+	if !c.Complete.IsZero() {
+		text := fmt.Sprintf("complete: all %d machines are Ready", c.Machines)
+		if !c.Begun.IsZero() {
+			text += fmt.Sprintf(", %s after the first power-on", age(c.Complete, c.Begun))
+		}
+		lines = append(lines, text)
+	}
+	return lines
+}
+
+func clusterState(st operator.Status) string {
+	c := st.Cluster
+	switch {
+	case !c.Initialised.IsZero():
+		return fmt.Sprintf("initialised %s ago by %s, %d of %d machines Ready", age(st.Now, c.Initialised), c.Holder, c.Ready, c.Machines)
+	case c.Holder != "":
+		return fmt.Sprintf("not initialised; %s has held the init lock for %s", c.Holder, age(st.Now, c.Locked))
+	}
+	return "not initialised; nobody holds the init lock"
+}
+
+// machinesTable is one line a machine; the discovered ones say how they are approved.
+func machinesTable(w io.Writer, st operator.Status) {
+	fmt.Fprintln(w, "NAME\tMAC\tADDRESS\tROLE\tSTATE\tFOR\tTRY\tBOOTS\tWHAT")
+	for _, m := range st.Machines {
+		try, since := "-", "-"
+		if m.Record.Attempt > 0 {
+			try, since = fmt.Sprintf("%d/%d", m.Record.Tries, m.Limit), age(st.Now, m.Record.Since)
+		} else if !m.Sighting.First.IsZero() {
+			since = age(st.Now, m.Sighting.First)
+		}
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), or(macText(m.MAC), "-"), addrText(m),
+			or(string(m.Role), "-"), or(string(m.State), "-"), since, try, or(string(m.Action), "-"), whatText(st, m))
+	}
+}
+
+// whatText is what a machine is at, what it waits for, or why it boots what it boots: the most telling of them.
+func whatText(st operator.Status, m lifecycle.Status) string {
+	var parts []string
+	if m.Progress != nil {
+		parts = append(parts, m.Progress.String())
+	}
+	if why := st.Cluster.Waiting[m.Name]; why != "" {
+		parts = append(parts, why)
+	}
+	if len(parts) == 0 || m.State == lifecycle.Failed {
+		parts = append(parts, m.Reason)
+	}
+	return cut(strings.Join(parts, "; "), 160)
+}
+
+// cut keeps a text to a column.
+func cut(text string, most int) string {
+	if runes := []rune(text); len(runes) > most {
+		return string(runes[:most-1]) + "…"
+	}
+	return text
+}

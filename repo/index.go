@@ -252,32 +252,27 @@ func readVerified(open func(string) (io.ReadCloser, error), m metadata, read fun
 	return nil
 }
 
-// Index reads the index of the metadata that is in force for a pull-through repository, without asking upstream;
-// false if there is none yet.
-func (s *Service) Index(name string) (*Index, bool) {
+// Index reads the index of the metadata that is in force for a pull-through repository. Upstream is asked only if
+// there is none yet.
+func (s *Service) Index(ctx context.Context, name string) (*Index, error) {
 	s.mu.Lock()
 	m := s.mirrors[name]
 	s.mu.Unlock()
 	if m == nil {
-		return nil, false
+		return nil, fmt.Errorf("no such repository: %w", fs.ErrNotExist)
 	}
-	m.load()
-	m.mu.Lock()
-	sets := m.sets
-	m.mu.Unlock()
-	if len(sets) == 0 {
-		return nil, false
+	newest, err := m.any(ctx)
+	if err != nil {
+		return nil, err
 	}
-	newest := sets[0]
-	x, err := readIndex(func(name string) (io.ReadCloser, error) {
+	return readIndex(func(name string) (io.ReadCloser, error) {
 		if name == repomdPath {
 			return io.NopCloser(bytes.NewReader(newest.repomd)), nil
 		}
 		b, ok := s.store.open(newest.files[name].sum)
 		if !ok {
-			return nil, fs.ErrNotExist
+			return nil, errors.New("it is not in the cache any more")
 		}
 		return b, nil
 	})
-	return x, err == nil
 }

@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -109,10 +110,28 @@ func (a *app) checkCommand() *cobra.Command {
 			if err := checkBoot(cmd.Context(), cfg); err != nil {
 				return &configError{err}
 			}
+			if err := checkServers(cmd, cfg); err != nil {
+				return &configError{err}
+			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: good: %d machines, %d media\n", cfg.Path, len(cfg.Machines), len(cfg.Media))
 			return nil
 		},
 	}
+}
+
+// serverTime is how long upstream servers may take to tell `check` what they have.
+const serverTime = 5 * time.Second
+
+// checkServers looks for what the installations fetch from servers, as far as they answer in a short time.
+func checkServers(cmd *cobra.Command, cfg *inventory.Config) error {
+	plan, rack, err := offlinePlan(cmd.Context(), cfg)
+	if err != nil {
+		return err
+	}
+	defer plan.Library().Close()
+	warnings, err := checkPackages(cmd.Context(), rack.Config(), plan.Library(), lookUp{servers: serverTime})
+	warn(cmd, warnings)
+	return err
 }
 
 func (a *app) versionCommand() *cobra.Command {

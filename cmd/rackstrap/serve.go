@@ -85,6 +85,8 @@ func checkBoot(ctx context.Context, cfg *inventory.Config) error {
 		}
 	}
 	faults = append(faults, checkKickstarts(rack.Config()), checkCluster(cfg))
+	_, err = checkPackages(ctx, rack.Config(), plan.Library(), lookUp{})
+	faults = append(faults, err)
 	return errors.Join(faults...)
 }
 

@@ -32,9 +32,9 @@ func (s *Server) probe(ctx context.Context, ip netip.Addr) (inUse bool, by strin
 	back := make(chan struct{})
 	defer close(back)
 	s.standIns.Go(func() { s.work(ctx, back) })
-	ctx, cancel := context.WithTimeout(ctx, probeTime)
+	asking, cancel := context.WithTimeout(ctx, probeTime)
 	defer cancel()
-	inUse, by = s.prober(ctx, ip)
+	inUse, by = s.prober(asking, ip)
 	return inUse, by, true
 }
 

@@ -24,7 +24,7 @@ const (
 	maxPacket = 2048 // bytes of a request; what is longer is cut, noticed and dropped
 	queueSize = 2048 // requests that wait for a worker
 	workers   = 256  // requests handled at the same time, beside those that wait for a conflict check: most wait for a disk
-	maxProbes = 2048 // conflict checks at the same time: as many new clients in probeTime, in some 20 MiB
+	maxProbes = 2048 // conflict checks at the same time, one for each new client; in some 20 MiB
 )
 
 // Server is a DHCP server, bound to its ports.

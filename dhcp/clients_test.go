@@ -96,13 +96,13 @@ func renewRelease(t *testing.T, n *network) {
 	d.await("ack", "ACK 10.10.10.233")
 	require.Eventually(t, func() bool { // udhcpc has configured its address
 		return strings.Contains(n.run("cli", "ip", "addr", "show", "dev", "eth0"), "10.10.10.233")
-	}, 5*time.Second, 20*time.Millisecond)
+	}, 30*time.Second, 20*time.Millisecond)
 	stop := n.capture(t, "srv", "udp port 67")
 	require.NoError(t, c.Process.Signal(syscall.SIGUSR1))
 	require.Eventually(t, func() bool {
 		return strings.Contains(fmt.Sprint(c.Stdout, c.Stderr), "10.10.10.233 obtained") &&
 			strings.Count(fmt.Sprint(c.Stdout, c.Stderr), "obtained") == 2
-	}, 5*time.Second, 20*time.Millisecond)
+	}, 30*time.Second, 20*time.Millisecond)
 	require.NoError(t, c.Process.Signal(syscall.SIGTERM))
 	c.Wait()
 	d.await("release", "RELEASE 10.10.10.233")
@@ -118,7 +118,7 @@ func (n *network) capture(t *testing.T, ns, filter string) (stop func() string) 
 	c := n.command(ns, "tcpdump", "-n", "-l", "--immediate-mode", "-i", "eth0", filter)
 	c.Stdout, c.Stderr = &out, &said
 	require.NoError(t, c.Start())
-	require.Eventually(t, func() bool { return strings.Contains(said.String(), "listening on") }, 5*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(said.String(), "listening on") }, 30*time.Second, 10*time.Millisecond)
 	return func() string {
 		c.Process.Signal(syscall.SIGINT)
 		c.Wait()
@@ -198,7 +198,7 @@ func dhclientRenews(t *testing.T, n *network) {
 	require.Eventually(t, func() bool {
 		return strings.Contains(log.String(), "DHCPREQUEST for 10.10.10.80 on eth0 to 10.10.10.1 port 67") &&
 			strings.Count(log.String(), "DHCPACK of 10.10.10.80 from 10.10.10.1") == 2
-	}, 10*time.Second, 50*time.Millisecond, log.String())
+	}, 30*time.Second, 50*time.Millisecond, log.String())
 }
 
 // relayed: a second network behind ISC's relay agent, which adds option 82.
@@ -210,7 +210,7 @@ func relayed(t *testing.T, n *network) {
 	require.NoError(t, r.Start())
 	defer r.Wait()
 	defer r.Process.Kill()
-	require.Eventually(t, func() bool { return strings.Contains(log.String(), "Sending on   Socket/fallback") }, 5*time.Second, 10*time.Millisecond)
+	require.Eventually(t, func() bool { return strings.Contains(log.String(), "Sending on   Socket/fallback") }, 30*time.Second, 10*time.Millisecond)
 
 	n.mac("far", macFar)
 	lease, out := n.udhcpc(t, "far", udhcpcAs("PXEClient:Arch:00007:UNDI:003000", "0007")...)
@@ -320,7 +320,7 @@ func (n *network) dnsmasq(t *testing.T, ns string, args ...string) (stop func())
 	t.Cleanup(stop)
 	require.Eventually(t, func() bool {
 		return strings.Contains(log.String(), "sockets bound exclusively") || strings.Contains(log.String(), "DHCP") || ctx.Err() != nil
-	}, 5*time.Second, 10*time.Millisecond)
+	}, 30*time.Second, 10*time.Millisecond)
 	require.NoError(t, ctx.Err(), log.String())
 	return stop
 }

@@ -296,7 +296,7 @@ func matches(m *dto.Metric, labels []string) bool {
 // eventually waits for something that happens soon.
 func eventually(t testing.TB, ok func() bool, what string) {
 	t.Helper()
-	require.Eventually(t, ok, 5*time.Second, 5*time.Millisecond, what)
+	require.Eventually(t, ok, 20*time.Second, 5*time.Millisecond, what)
 }
 
 // reply is an answer, read whole.
@@ -341,7 +341,7 @@ func (p *plane) raw(text string) (status int, body string) {
 	conn, err := net.Dial("tcp", p.Addr().String())
 	require.NoError(p.t, err)
 	defer conn.Close()
-	conn.SetDeadline(time.Now().Add(10 * time.Second))
+	conn.SetDeadline(time.Now().Add(30 * time.Second))
 	go io.WriteString(conn, text) // the server may answer before it has read all
 	return readReply(p.t, conn)
 }

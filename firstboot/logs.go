@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"sync"
 	"time"
 
@@ -17,6 +18,9 @@ import (
 
 // maxLogs is how many logs of one machine are kept; the oldest go first. Each is at most api.MaxLog long.
 const maxLogs = 32
+
+// agentLog is the name of a file here; the installer's own log is beside them, and bounded by package syslog.
+var agentLog = regexp.MustCompile(`^[0-9]+-`)
 
 var logShape = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 
@@ -53,6 +57,7 @@ func (l *logs) put(machine string, attempt int, name string, text []byte) error 
 func (l *logs) prune(dir string) error {
 	for {
 		entries, err := os.ReadDir(dir)
+		entries = slices.DeleteFunc(entries, func(e os.DirEntry) bool { return !agentLog.MatchString(e.Name()) })
 		if err != nil || len(entries) <= maxLogs {
 			return err
 		}

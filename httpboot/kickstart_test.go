@@ -94,6 +94,7 @@ func TestKickstartGate(t *testing.T) {
 				require.Equal(t, lifecycle.Alarm, refused[0].Level)
 				require.Contains(t, refused[0].Text, c.reason)
 				require.Contains(t, refused[0].Text, "asked for by "+c.from.String())
+				require.EqualValues(t, 2, p.count("rackstrap_http_requests_total", "route", "ks", "code", "403"), "HEAD and GET")
 			}
 		})
 	}

@@ -259,7 +259,7 @@ func repoValue(r Repo) value {
 		v.text += " via the appliance"
 	}
 	if r.GPGKey != "" { // a URL, like the other one
-		v.text, v.secret = v.text+", with keys of its own", v.secret+" "+r.GPGKey
+		v.text, v.secret = v.text+", with keys of its own", v.secret+" "+r.GPGKey+" "+r.Key
 	}
 	return v
 }

@@ -105,6 +105,9 @@ func TestFaultsOfThePreparation(t *testing.T) {
 		{"  timeout: 90m", "  timeout: 30s", "@: install.timeout: 30s is too short: at least 1m0s"},
 		{"  stall: 10m", "  stall: 10", `@: install.stall: "10" is not a time with its unit: 90s, 30m, 12h`},
 		{"file:///etc/KEY", "ftp://mirror.lab/KEY", "@: install.repos.docker-ce.gpgkey: is not a URL: http://host/path or https://host/path"},
+		{"file:///etc/KEY", "/srv/KEY", "@: install.repos.docker-ce.gpgkey: is not a URL: http://host/path or https://host/path"},
+		{"file:///etc/KEY http://mirror.lab/KEY", "/srv/KEY /srv/KEY2", "@: install.repos.docker-ce.gpgkey: is neither none, nor the URL of a key, nor one file"},
+		{"file:///etc/KEY http://mirror.lab/KEY", "' '", "@: install.repos.docker-ce.gpgkey: is neither none, nor the URL of a key, nor one file"},
 		{"file:///etc/KEY", `file:///etc/$(touch`, ""},
 		{"file:///etc/KEY", "file:///etc/`KEY`", "@: install.repos.docker-ce.gpgkey: is not a URL: file:///path, http://host/path or https://host/path"},
 		{"  disk: sda", `  disk: "smallest largest"`, `@: install.disk: "smallest largest": says the same thing twice`},
@@ -188,4 +191,27 @@ func TestDiffOfThePreparation(t *testing.T) {
 		"install.stall: 10m0s -> 5m0s",
 	}, changes)
 	require.NotContains(t, strings.Join(changes, "\n"), "topsecret")
+}
+
+// A key of this host is in the kickstart: the machines need not fetch it from anywhere.
+func TestKeysAreRead(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "rackstrap.yaml")
+	text := edit(t, prepared(t), "file:///etc/KEY http://mirror.lab/KEY", "own.asc")
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	_, err := Load(path, nil)
+	require.EqualError(t, err, path+":"+strconv.Itoa(lineOf(text, "own.asc"))+": install.repos.docker-ce.gpgkey: "+dir+"/own.asc: no such file or directory")
+	require.NoError(t, os.WriteFile(dir+"/own.asc", []byte("binary\x00"), 0o644))
+	_, err = Load(path, nil)
+	require.ErrorContains(t, err, dir+"/own.asc: is not a public key in ASCII armour")
+	require.NoError(t, os.WriteFile(dir+"/own.asc", []byte(keyBegins+"\r\n\r\nabc\r\n"), 0o644))
+	c, err := Load(path, nil)
+	require.NoError(t, err)
+	want := Repo{URL: "http://mirror.lab/docker/", Via: ViaAppliance, GPGKey: dir + "/own.asc", Key: keyBegins + "\n\nabc\n"}
+	require.Equal(t, want, c.Install.Repos["docker-ce"])
+	require.Equal(t, want, c.Machines[0].Install.Repos["docker-ce"])
+	require.NoError(t, os.WriteFile(dir+"/own.asc", []byte(keyBegins+"\nother\n"), 0o644))
+	other, err := Load(path, nil)
+	require.NoError(t, err)
+	require.Equal(t, []string{"install.repos.docker-ce: changed"}, Diff(c, other))
 }

@@ -95,7 +95,7 @@ func Load(path string, environ []string) (*Config, error) {
 		return nil, err
 	}
 	c.anchor(filepath.Dir(c.Path))
-	if err := c.readScripts(); err != nil {
+	if err := c.readTexts(); err != nil {
 		return nil, err
 	}
 	return c, nil

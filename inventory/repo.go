@@ -2,6 +2,7 @@ package inventory
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -10,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"unicode"
+	"unicode/utf8"
 )
 
 // Via is the way on which machines get the packages of a repository.
@@ -27,9 +29,10 @@ type Repo struct {
 	Dir string // "" with URL
 	Via Via    // ViaAppliance with Dir; "" is direct
 
-	// GPGKey is where its keys are: URLs, divided by blanks; "" for what the profile says, and NoGPGKey to leave
-	// signatures unchecked.
+	// GPGKey is where its keys are: URLs for the machines, divided by blanks, or a file of this host, whose text Load
+	// puts into Key; "" for what the profile says, and NoGPGKey to leave signatures unchecked.
 	GPGKey string
+	Key    string `json:"-"` // in ASCII armour
 }
 
 // NoGPGKey is the gpgkey of a repository whose packages are not signed.
@@ -86,22 +89,44 @@ func (t *typer) repo(path, name string, raw rawRepo, own bool) Repo {
 	return r
 }
 
+// keyInFile tells whether a gpgkey is a file of this host, in place of URLs.
+func keyInFile(gpgKey string) bool {
+	return gpgKey != "" && gpgKey != NoGPGKey && !strings.Contains(gpgKey, "://")
+}
+
 // gpgKey checks the places of keys.
 func (t *typer) gpgKey(path, text string) {
-	if text == "" || text == NoGPGKey {
+	words := strings.Fields(text)
+	switch {
+	case text == "" || text == NoGPGKey:
+		return
+	case strings.ContainsFunc(text, unicode.IsControl), len(words) == 0, keyInFile(text) && len(words) > 1:
+		t.fault(path, "is neither none, nor the URL of a key, nor one file")
+		return
+	case keyInFile(text):
+		t.path(path, text)
 		return
 	}
-	if strings.ContainsFunc(text, unicode.IsControl) || strings.TrimSpace(text) == "" {
-		t.fault(path, "is not the URL of a key, nor none")
-		return
-	}
-	for _, word := range strings.Fields(text) {
+	for _, word := range words {
 		if !strings.HasPrefix(word, "file:///") {
 			t.url(path, word)
 		} else if strings.ContainsFunc(word, notInURL) {
 			t.fault(path, "is not a URL: file:///path, http://host/path or https://host/path")
 		}
 	}
+}
+
+// keyBegins begins a key in ASCII armour (RFC 4880, section 6.2).
+const keyBegins = "-----BEGIN PGP PUBLIC KEY BLOCK-----"
+
+// checkKey tells whether a text can be the key of a repository.
+func checkKey(text string) error {
+	if !strings.Contains(text, keyBegins) || !utf8.ValidString(text) || strings.ContainsFunc(text, func(r rune) bool {
+		return unicode.IsControl(r) && r != '\n' && r != '\t'
+	}) {
+		return errors.New("is not a public key in ASCII armour (" + keyBegins + ")")
+	}
+	return nil
 }
 
 // leastCache has room for the metadata of several repositories and the largest package there is.
@@ -179,6 +204,9 @@ func (k *collector) repoDirs(path string, repos, inherited map[string]Repo) {
 func anchorRepos(repos map[string]Repo, absolute func(*string)) {
 	for name, r := range repos {
 		absolute(&r.Dir)
+		if keyInFile(r.GPGKey) {
+			absolute(&r.GPGKey)
+		}
 		repos[name] = r
 	}
 }

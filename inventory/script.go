@@ -4,7 +4,9 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
 	"unicode"
@@ -53,40 +55,53 @@ func checkScript(text string) error {
 	return nil
 }
 
-// readScripts reads the files of post_scripts: what they hold is part of the configuration. Each is read once,
-// though all machines inherit it. The error is Faults.
-func (c *Config) readScripts() error {
+// readTexts reads the files whose content is part of the configuration: those of post_scripts, and keys of
+// repositories. Each is read once, though all machines inherit it. The error is Faults.
+func (c *Config) readTexts() error {
 	type result struct {
 		text string
 		err  error
 	}
 	k := c.collector()
 	read := map[string]result{}
-	fill := func(path string, scripts []Script) {
-		for i := range scripts {
-			s := &scripts[i]
-			if s.Path == "" {
-				continue
+	text := func(at, path string, check func(string) error) string {
+		r, done := read[path]
+		if !done {
+			r.text, r.err = readText(path)
+			if r.err == nil {
+				r.err = check(r.text)
 			}
-			r, done := read[s.Path]
-			if !done {
-				r.text, r.err = readScript(s.Path)
-				read[s.Path] = r
+			read[path] = r
+		}
+		if r.err != nil && (k.lines[at] != 0 || k.env[at] != "") { // else it is inherited
+			k.fault(at, "%s: %v", path, r.err)
+		}
+		return r.text
+	}
+	fill := func(path string, in *Install) {
+		for i := range in.PostScripts {
+			if s := &in.PostScripts[i]; s.Path != "" {
+				s.Text = text(entry(path+".post_scripts", i), s.Path, checkScript)
 			}
-			s.Text = r.text
-			if at := entry(path+".post_scripts", i); r.err != nil && (k.lines[at] != 0 || k.env[at] != "") { // else it is inherited
-				k.fault(at, "%s: %v", s.Path, r.err)
+		}
+		for _, name := range slices.Sorted(maps.Keys(in.Repos)) {
+			if r := in.Repos[name]; keyInFile(r.GPGKey) {
+				r.Key = text(path+".repos."+name+".gpgkey", r.GPGKey, checkKey)
+				in.Repos[name] = r
 			}
 		}
 	}
-	fill("install", c.Install.PostScripts)
-	for i, m := range c.Machines {
-		fill(entry("machines", i), m.Install.PostScripts)
+	fill("install", &c.Install)
+	for i := range c.Machines {
+		path := entry("machines", i)
+		k.names[path] = c.Machines[i].Name
+		fill(path, &c.Machines[i].Install)
 	}
 	return k.err()
 }
 
-func readScript(path string) (string, error) {
+// readText reads a small file, with the line ends of Unix where it is a key: whoever exports those has others.
+func readText(path string) (string, error) {
 	if err := tryRead(path, false); err != nil {
 		return "", err
 	}
@@ -95,9 +110,16 @@ func readScript(path string) (string, error) {
 		return "", err
 	}
 	defer f.Close()
-	text, err := io.ReadAll(io.LimitReader(f, maxScript+1))
+	raw, err := io.ReadAll(io.LimitReader(f, maxScript+1))
 	if err != nil {
 		return "", err
 	}
-	return string(text), checkScript(string(text))
+	if len(raw) > maxScript {
+		return "", fmt.Errorf("is larger than %d KiB", maxScript>>10)
+	}
+	text := string(raw)
+	if strings.Contains(text, keyBegins) {
+		text = strings.ReplaceAll(text, "\r\n", "\n")
+	}
+	return text, nil
 }

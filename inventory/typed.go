@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -451,9 +452,20 @@ func (t *typer) url(path, text string) {
 		return
 	}
 	u, err := url.Parse(text)
-	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Host == "" || strings.ContainsFunc(text, notInURL) {
+	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || strings.ContainsFunc(text, notInURL) {
 		t.fault(path, "is not a URL: http://host/path or https://host/path")
+	} else if !portInRange(u) {
+		t.fault(path, "names a port that there is not: 1 to 65535")
 	}
+}
+
+// portInRange tells whether a URL has no port, or one that can be; net/url wants only digits.
+func portInRange(u *url.URL) bool {
+	if u.Port() == "" {
+		return !strings.HasSuffix(u.Host, ":")
+	}
+	n, err := strconv.ParseUint(u.Port(), 10, 16)
+	return err == nil && n > 0
 }
 
 func notInURL(r rune) bool {

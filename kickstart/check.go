@@ -163,8 +163,41 @@ func (c *checker) command(n int, l string) {
 		return
 	}
 	c.commands[name] = n
+	c.urls(n, name, words[1:])
 	for _, fault := range c.syntax.check(name, g, words[1:]) {
 		c.problem(n, "%s", fault)
+	}
+}
+
+// urlOptions are those whose value is a URL, by command.
+var urlOptions = map[string][]string{
+	"url":     {"--url", "--mirrorlist", "--metalink", "--proxy"},
+	"repo":    {"--baseurl", "--mirrorlist", "--metalink", "--proxy"},
+	"liveimg": {"--url", "--proxy"},
+}
+
+// urls checks what the installer would fetch from. It never quotes a URL: it may hold a password.
+func (c *checker) urls(n int, name string, words []string) {
+	for i, w := range words {
+		option, value, joined := strings.Cut(w, "=")
+		if !slices.Contains(urlOptions[name], option) {
+			continue
+		}
+		if !joined {
+			if i+1 == len(words) {
+				continue // the syntax's affair
+			}
+			value = words[i+1]
+		}
+		if scheme, _, _ := strings.Cut(value, ":"); option != "--proxy" && (scheme == "file" || scheme == "ftp" || scheme == "nfs") {
+			continue // the installer can do that, nobody here writes it
+		}
+		if option == "--proxy" && !strings.Contains(value, "://") {
+			value = "http://" + value // as Anaconda takes it
+		}
+		if err := httpURL(value); err != nil {
+			c.problem(n, "%s: %s %v", name, option, err)
+		}
 	}
 }
 

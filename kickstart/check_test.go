@@ -30,6 +30,11 @@ func TestCheck(t *testing.T) {
 		"comments":        {"rhel7", "# autopart --noswap\n   \nlang en_US.UTF-8 # --noswap\n", nil},
 		"value apart":     {"rhel7", "rootpw --iscrypted $6$x\nlogvol / --name root --vgname 'a b'\n", nil},
 
+		"URLs":         {"rhel7", "repo --name=x --baseurl=http://10.10.10.1:8080/repo/x/\nrepo --name=y --baseurl https://m.lab/$basearch --proxy=p.lab:3128\nliveimg --url=file:///run/x.img\n", nil},
+		"no host":      {"rhel7", "repo --name=x --baseurl=http:///x\n", []string{"line 3: repo: --baseurl is not a URL"}},
+		"no such port": {"rhel7", "repo --name=x --baseurl=http://m.lab:99999/x\nrepo --name=y --mirrorlist http://m.lab:/x\n", []string{"line 3: repo: --baseurl names a port that there is not", "line 4: repo: --mirrorlist names a port"}},
+		"no scheme":    {"rhel7", "repo --name=x --baseurl=m.lab/x --proxy='http://u:secret@p lab'\n", []string{"line 3: repo: --baseurl is not a URL", "line 3: repo: --proxy is not a URL"}},
+
 		"noswap on 7":        {"rhel7", "autopart --noswap", []string{"line 3: autopart has no option --noswap in RHEL 7: it came with RHEL 8"}},
 		"noboot on 7":        {"rhel7", "autopart --type=lvm --noboot", []string{"line 3: autopart has no option --noboot in RHEL 7"}},
 		"sshkey on 7":        {"rhel7", `sshkey --username=root "ssh-rsa A"`, []string{`line 3: there is no command "sshkey" in RHEL 7: it came with RHEL 8; write authorized_keys in %post`}},

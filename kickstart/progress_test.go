@@ -56,8 +56,8 @@ func TestPostReportsItsSteps(t *testing.T) {
 	}
 	require.Equal(t, steps, said, "the percentages are in the order of the steps")
 	require.Contains(t, lastLine(s.read("calls")), "event.json", "the report of the end waits for all of them")
-	require.Contains(t, s.read("calls"), "--max-time 2 ")
-	require.NotContains(t, out+s.read("calls"), testSecret)
+	require.Contains(t, s.read("calls.progress"), "--max-time 2 ")
+	require.NotContains(t, out+s.read("calls.progress"), testSecret)
 }
 
 // An appliance that does not listen to progress keeps nobody from being installed.

@@ -32,6 +32,9 @@ const (
 	testHash   = "$6$saltsalt$Jm0nAbC.dEfGhIjKlMnOpQrStUvWxYz0123456789/abcdefghijklm"
 )
 
+// testKey is a key of a repository, as far as anybody here looks.
+const testKey = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQINBF\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n"
+
 // testAgent is what curl fetches in the sandbox.
 const testAgent = "the agent\n"
 
@@ -81,6 +84,7 @@ func fullInput(profile string) Input {
 	in.Machine.Install.Repos = map[string]inventory.Repo{
 		"kubernetes": {URL: "http://10.10.10.1:8080/repo/kubernetes/", GPGKey: inventory.NoGPGKey},
 		"ours":       {URL: "https://rpm.example.org/ours/", GPGKey: "https://rpm.example.org/KEY"},
+		"theirs":     {Dir: "/srv/theirs", Via: inventory.ViaAppliance, GPGKey: "/srv/KEY", Key: testKey},
 	}
 	o := &in.Machine.Install
 	o.Kernel, o.Docker, o.SELinux, o.Disk = inventory.KernelLT, true, "disabled", ">=40G smallest"

@@ -32,7 +32,7 @@ var standIns = map[string]string{
 	"lsblk":     `case "$*" in *--raw*) cat /disks ;; *) echo "(table)" ;; esac`,
 	"udevadm":   `for a; do case $a in --name=/dev/*) cat "/udev/${a#--name=/dev/}" ;; esac; done`,
 	"sleep":     `echo "sleep $*" >>/calls`,
-	"curl": `echo "curl $*" >>/calls
+	"curl": `case $* in *progress*) echo "curl $*" >>/calls.progress ;; *) echo "curl $*" >>/calls ;; esac
 refuse=/refuse
 while [ $# -gt 0 ]; do
   case $1 in

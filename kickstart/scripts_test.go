@@ -91,6 +91,8 @@ func TestPostWithEverything(t *testing.T) {
 	require.Contains(t, repos, "baseurl=http://10.10.10.1:8080/repo/kubernetes/\nenabled=1\ngpgcheck=0\nrepo_gpgcheck=0\nproxy=_none_\n")
 	require.Contains(t, repos, "[elrepo]")
 	require.Contains(t, repos, "proxy=http://user:p%40ss@proxy.example.org:3128\n")
+	require.Equal(t, testKey, s.read("etc/pki/rpm-gpg/RPM-GPG-KEY-rackstrap-theirs"))
+	require.Contains(t, repos, "gpgcheck=1\ngpgkey=file:///etc/pki/rpm-gpg/RPM-GPG-KEY-rackstrap-theirs\n")
 	require.Contains(t, s.read("calls"), "rpm --query tmux\nrpm --query vim-enhanced\n")
 }
 

@@ -11,6 +11,7 @@ import (
 	"net/url"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 
 	"rackstrap/inventory"
@@ -62,6 +63,7 @@ type view struct {
 type repo struct {
 	Name, Title, URL, GPGKey, Proxy string
 	Exclude                         []string
+	Key                             string // text of its key; GPGKey is where the machine has it then
 	source                          Source
 }
 
@@ -236,6 +238,9 @@ func (v *view) repositories(in Input, p *profile) error {
 		default:
 			out.GPGKey = key
 		}
+		if key := configured[n].Key; key != "" {
+			out.Key, out.GPGKey = key, "file:///etc/pki/rpm-gpg/RPM-GPG-KEY-rackstrap-"+n
+		}
 		out.viaAppliance(in.Config.Server, configured[n], p.Release)
 		if err := httpURL(out.URL); err != nil {
 			return fmt.Errorf("repos.%s: %w", n, err)
@@ -311,6 +316,9 @@ func httpURL(text string) error {
 	u, err := url.Parse(text)
 	if err != nil || (u.Scheme != "http" && u.Scheme != "https") || u.Hostname() == "" || strings.ContainsAny(text, "\"'`\\<> ") || ascii(text) != nil {
 		return errors.New("is not a URL: http://host/path or https://host/path")
+	}
+	if n, err := strconv.ParseUint(u.Port(), 10, 16); u.Port() != "" && (err != nil || n == 0) || strings.HasSuffix(u.Host, ":") {
+		return errors.New("names a port that there is not: 1 to 65535")
 	}
 	return nil
 }

@@ -205,3 +205,4 @@ for n in 1 64; do
 done
 echo
 echo "memory: $at_rest MiB at rest, $under_dhcp MiB at most under DHCP, $under_load MiB at most under TFTP and HTTP"
+scripts/bench-repo.sh

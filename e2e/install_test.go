@@ -2,12 +2,12 @@ package e2e
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"fmt"
-	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -15,139 +15,198 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"rackstrap/internal/testenv"
-	"rackstrap/lab"
+	"rackstrap/lifecycle"
+	"rackstrap/operator"
 )
 
-// directoryMachine is a machine without firmware and disk: a network namespace on the lab's bridge, and an overlay
-// on the lab's system as its root. The lab's installer executes the kickstart there as it does on a disk, so
-// what goes wrong in an installation can be tried in seconds.
-type directoryMachine struct {
-	*virtualRack
-	name, mac, netns, root string
-	args                   string // the installer's kernel arguments
+// installer plays Anaconda in the clients' namespace: real curl, real TLS, the kickstart's own scripts in a chroot. Only
+// the programs that would need a CentOS around them are stand-ins.
+type installer struct {
+	t         *testing.T
+	n         network
+	config    string
+	root      string
+	kickstart string
 }
 
-// run runs a tool to its end.
-func run(t testing.TB, name string, args ...string) string {
+// newInstaller gives the clients' namespace the reserved address of a machine of stormConfig, and fetches its kickstart
+// as dracut does.
+func newInstaller(t *testing.T, n network, config string, machine int) *installer {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	testenv.NeedTool(t, "curl", "unshare", "chroot", "sha256sum")
+	for _, args := range []string{"addr flush dev cli0", fmt.Sprintf("addr add 10.20.1.%d/16 dev cli0", machine+1)} {
+		out, err := exec.Command("ip", append([]string{"-n", n.clients}, strings.Fields(args)...)...).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	i := &installer{t: t, n: n, config: config, root: t.TempDir()}
+	for _, dir := range []string{"usr", "local", "tmp", "dev", "proc", "root", "stand-ins", "etc/yum.repos.d", "lib/modules/3.10.0", "mnt/sysimage/root"} {
+		require.NoError(t, os.MkdirAll(filepath.Join(i.root, dir), 0o755))
+	}
+	for _, link := range []string{"bin", "sbin", "lib64"} {
+		require.NoError(t, os.Symlink("usr/"+link, filepath.Join(i.root, link)))
+	}
+	libraries, err := filepath.Glob("/usr/lib/*-linux-gnu")
+	require.NoError(t, err)
+	for _, l := range libraries {
+		require.NoError(t, os.Symlink(".."+l, filepath.Join(i.root, "lib", filepath.Base(l))))
+	}
+	i.write("etc/fstab", "/dev/mapper/centos-root / xfs defaults 0 0\n", 0o644)
+	i.write("dev/null", "", 0o644)
+	i.write("disks", "sda 500000000000 disk 0 0\n", 0o644)
+	i.write("missing", "none", 0o644)
+	for name, text := range map[string]string{
+		"yum":       ":",
+		"rpm":       `[ "$2" != "$(cat /missing)" ] || { echo "package $2 is not installed"; exit 1; }`,
+		"systemctl": ":",
+		"lsblk":     "cat /disks",
+		"udevadm":   ":",
+	} {
+		i.write("stand-ins/"+name, "#!/bin/bash\n"+text+"\n", 0o755)
+	}
+	mac := strings.ReplaceAll(stormMAC(machine).String(), ":", "-")
+	i.kickstart = i.inside("curl", "-sSf", "-H", "X-RHN-Provisioning-MAC-0: eth0 "+stormMAC(machine).String(), "http://10.20.0.1:8080/ks/"+mac)
+	return i
+}
+
+func (i *installer) write(name, text string, mode os.FileMode) {
+	i.t.Helper()
+	require.NoError(i.t, os.WriteFile(filepath.Join(i.root, name), []byte(text), mode))
+}
+
+func (i *installer) inside(args ...string) string {
+	i.t.Helper()
+	ctx, cancel := context.WithTimeout(i.t.Context(), 2*time.Minute)
 	defer cancel()
-	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
-	require.NoError(t, err, "%s %s: %s", name, strings.Join(args, " "), out)
+	out, err := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", i.n.clients}, args...)...).CombinedOutput()
+	require.NoError(i.t, err, "%v: %s", args, out)
 	return string(out)
 }
 
-// directory makes the i-th machine of the reference configuration such a one.
-func (l *virtualRack) directory(name string, i int) *directoryMachine {
-	t := l.t
-	t.Helper()
-	system, err := lab.BuildSystem(t.Context(), "", slog.New(slog.NewTextHandler(t.Output(), nil)))
-	require.NoError(t, err)
-	m := &directoryMachine{virtualRack: l, name: name, mac: fmt.Sprintf("52:54:00:00:00:8%d", i), netns: l.name + "-" + name}
-	run(t, "ip", "netns", "add", m.netns)
-	t.Cleanup(func() { run(t, "ip", "netns", "del", m.netns) })
-	port := fmt.Sprintf("port%d", i)
-	run(t, "ip", "-n", m.netns, "link", "add", "eth0", "address", m.mac, "type", "veth", "peer", "name", port, "netns", l.name)
-	run(t, "ip", "-n", l.name, "link", "set", port, "master", "eth1", "up")
-	run(t, "ip", "-n", m.netns, "link", "set", "lo", "up")
-	// An overlay cannot lie on an overlay, which a test's own directory may be on: memory it is.
-	memory := t.TempDir()
-	run(t, "mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", memory)
-	t.Cleanup(func() { run(t, "umount", "--lazy", memory) })
-	m.root = filepath.Join(memory, "root")
-	for _, dir := range []string{"root", "upper", "work"} {
-		require.NoError(t, os.Mkdir(filepath.Join(memory, dir), 0o755))
-	}
-	run(t, "mount", "-t", "overlay", "-o", "lowerdir="+system.Tree+",upperdir="+memory+"/upper,workdir="+memory+"/work", "overlay", m.root)
-	t.Cleanup(func() { run(t, "umount", m.root) })
-	m.boot()
-	return m
+// section is the body of a script of the kickstart.
+func (i *installer) section(name string) string {
+	i.t.Helper()
+	_, after, ok := strings.Cut(i.kickstart, "\n"+name+" --interpreter=/bin/bash")
+	require.True(i.t, ok, name)
+	_, after, _ = strings.Cut(after, "\n")
+	body, _, ok := strings.Cut(after, "\n%end\n")
+	require.True(i.t, ok, name)
+	return body + "\n"
 }
 
-var kernelLine = regexp.MustCompile(`(?m)^kernel \S+ (.*?)( \|\| .*)?$`)
-
-// boot does what the network boot of a machine leaves behind at the appliance: an address, and the script with the
-// arguments.
-func (m *directoryMachine) boot() {
-	t := m.t
-	t.Helper()
-	run(t, "ip", "-n", m.netns, "link", "set", "eth0", "up")
-	run(t, "ip", "netns", "exec", m.netns, "udhcpc", "-i", "eth0", "-q", "-n", "-f", "-t", "10", "-T", "2", "-s", "/bin/true",
-		"-V", "PXEClient:Arch:00000:UNDI:002001", "-x", "0x5d:0000", "-x", "0x4d:"+fmt.Sprintf("%x", "iPXE"))
-	hyphened := strings.ReplaceAll(m.mac, ":", "-")
-	run(t, "ip", "-n", m.netns, "addr", "replace", "10.10.10.8"+m.mac[len(m.mac)-1:]+"/24", "dev", "eth0")
-	script := run(t, "ip", "netns", "exec", m.netns, "curl", "-sSf", "http://10.10.10.1:8080/boot/"+hyphened+"/ipxe")
-	run(t, "ip", "-n", m.netns, "addr", "flush", "dev", "eth0")
-	found := kernelLine.FindStringSubmatch(script)
-	require.NotNil(t, found, script)
-	m.args = found[1]
-}
-
-// installer prepares the installer's process.
-func (m *directoryMachine) installer(ctx context.Context) *exec.Cmd {
-	return exec.CommandContext(ctx, "ip", "netns", "exec", m.netns, binary, "lab-installer", "--root", m.root, "--interface", "eth0",
-		"--mac", m.mac, "--serial", m.name, "--kernel-args", m.args)
-}
-
-// install installs, and returns what the installer said.
-func (m *directoryMachine) install() (string, error) {
-	ctx, cancel := context.WithTimeout(m.t.Context(), 5*time.Minute)
+// run runs a section in the chroot, its output in the file that its --log= would name.
+func (i *installer) run(name, log string) (status int) {
+	i.t.Helper()
+	i.write("script", i.section(name), 0o600)
+	ctx, cancel := context.WithTimeout(i.t.Context(), 3*time.Minute)
 	defer cancel()
-	out, err := m.installer(ctx).CombinedOutput()
-	return string(out), err
+	cmd := exec.CommandContext(ctx, "ip", "netns", "exec", i.n.clients, "unshare", "--mount", "--pid", "--fork", "--kill-child", "--propagation=private", "bash", "-euc", `
+mount --bind /usr "$1/usr"
+mount -o remount,bind,ro "$1/usr"
+mount --bind "$1/local" "$1/usr/local"
+mount --bind /dev/null "$1/dev/null"
+mount -t proc none "$1/proc"
+exec chroot "$1" /usr/bin/env -i PATH=/stand-ins:/usr/bin:/usr/sbin HOME=/root /bin/bash /script`, "chroot", i.root)
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) {
+		i.t.Fatal(err)
+	}
+	i.write(log, string(out), 0o600)
+	i.t.Cleanup(func() {
+		if i.t.Failed() {
+			i.t.Logf("%s ended with status %d:\n%s", name, cmd.ProcessState.ExitCode(), out)
+		}
+	})
+	return cmd.ProcessState.ExitCode()
 }
 
-func (m *directoryMachine) read(name string) string {
-	m.t.Helper()
-	text, err := os.ReadFile(filepath.Join(m.root, name))
-	require.NoError(m.t, err)
+func (i *installer) read(name string) string {
+	i.t.Helper()
+	text, err := os.ReadFile(filepath.Join(i.root, name))
+	require.NoError(i.t, err)
 	return string(text)
 }
 
-func (m *directoryMachine) chroot(args ...string) string {
-	m.t.Helper()
-	return run(m.t, "chroot", append([]string{m.root}, args...)...)
-}
-
-func (l *virtualRack) state1(name string) string {
-	for _, m := range l.status().Machines {
-		if m.Name == name {
-			return string(m.State)
+// status is a machine as `rackstrap status -o json` shows it.
+func (i *installer) status(machine string) (found lifecycle.Status) {
+	i.t.Helper()
+	var st operator.Status
+	require.NoError(i.t, json.Unmarshal([]byte(rackstrap(i.t, "--config", i.config, "status", "-o", "json")), &st))
+	for _, m := range st.Machines {
+		if m.Name == machine {
+			return m
 		}
 	}
-	return ""
+	i.t.Fatalf("%s is not there", machine)
+	return found
 }
 
-func needDirectories(t *testing.T) {
-	testenv.NeedRoot(t)
-	testenv.NeedTool(t, "mmdebstrap", "createrepo_c", "mksquashfs", "udhcpc", "curl", "ip")
-}
+// A whole installation as the appliance sees it: the kickstart's own scripts report their steps, fetch the agent, and
+// say that they are done; the installer's log and the packages come by syslog.
+func TestInstallationIsSeen(t *testing.T) {
+	testenv.NeedTool(t, "logger")
+	n := newNetwork(t, "e2einst")
+	config := stormConfig(t, 2)
+	n.serve(t, config)
+	i := newInstaller(t, n, config, 0)
 
-// The rendered kickstart, unchanged, makes of the lab's system what the plan prescribes.
-func TestInstallIntoADirectory(t *testing.T) {
-	needDirectories(t)
-	l, _ := labUp(t, "e2edir", "--off")
-	m := l.directory("knode1", 1)
-	out, err := m.install()
-	t.Log(out)
+	require.Zero(t, i.run("%pre", "tmp/rackstrap-pre.log"), "see its log")
+	require.Contains(t, i.read("tmp/rackstrap-storage.ks"), "ignoredisk --only-use=sda\n")
+	require.Eventually(t, func() bool { return i.status("m0").Progress != nil }, 30*time.Second, 50*time.Millisecond)
+	require.Equal(t, "pre 100%: sda is the only one", i.status("m0").Progress.String())
+
+	i.inside("logger", "--tcp", "--rfc3164", "--server", "10.20.0.1", "--port", "5514", "--tag", "packaging", "--", "Installing bash (120/266)")
+	require.Eventually(t, func() bool { return i.status("m0").Progress.String() == "packages 45%: bash (120/266)" }, 30*time.Second, 50*time.Millisecond)
+	require.Contains(t, rackstrap(t, "--config", config, "status"), "packages 45%: bash (120/266)")
+	data := filepath.Join(filepath.Dir(config), "data")
+	log, err := os.ReadFile(filepath.Join(data, "logs", "m0", "installer.log"))
 	require.NoError(t, err)
-	require.Contains(t, out, "rackstrap-lab: installation finished: reboot")
-	require.Equal(t, "installed", l.state1("knode1"))
+	require.Contains(t, string(log), "packaging: Installing bash (120/266)\n")
 
-	require.Equal(t, "knode1\n", m.read("etc/hostname"))
-	require.Contains(t, m.read("etc/hosts"), "10.10.10.80 kmaster")
-	require.Contains(t, m.read("etc/systemd/network/10-kickstart.network"), "Address=10.10.10.81/24\nGateway=10.10.10.121\n")
-	require.Contains(t, m.read("etc/containerd/config.toml"), "SystemdCgroup = true")
-	require.Contains(t, m.read("etc/modules-load.d/k8s.conf"), "nf_conntrack\n")
-	require.Contains(t, m.read("etc/chrony.conf"), "server time1.aliyun.com")
-	require.Empty(t, m.read("etc/yum.repos.d/CentOS-Base.repo"))
-	require.Equal(t, "SELINUX=permissive", strings.SplitN(m.read("etc/selinux/config"), "\n", 2)[0])
-	require.NotContains(t, m.read("etc/fstab"), "swap")
-	require.Contains(t, m.chroot("rpm", "--query", "kubelet", "kubeadm", "kubectl", "containerd.io", "docker-ce", "chrony", "conntrack-tools"),
-		"kubelet-1.28.2-0.x86_64\nkubeadm-1.28.2-0.x86_64\nkubectl-1.28.2-0.x86_64\ncontainerd.io-1.6.33-")
-	require.Contains(t, m.chroot("rpm", "--query", "ca-certificates"), "-2.lab.el7", "yum update ca-certificates")
-	for _, unit := range []string{"chronyd", "sshd", "containerd", "docker", "kubelet", "rackstrap-agent", "NetworkManager-wait-online"} {
-		require.Equal(t, "enabled\n", m.chroot("systemctl", "is-enabled", unit), unit)
+	require.Zero(t, i.run("%post", "root/rackstrap-post.log"), "see its log")
+	require.Equal(t, lifecycle.Installed, i.status("m0").State, i.read("root/rackstrap-post.log"))
+	want, err := os.ReadFile(binary)
+	require.NoError(t, err)
+	require.True(t, string(want) == i.read("local/bin/rackstrap"), "the agent is the appliance's own program")
+	require.Contains(t, i.read("etc/rackstrap/agent.json"), `"server": "https://10.20.0.1:8443"`)
+	events := rackstrap(t, "--config", config, "events", "m0")
+	for _, text := range []string{"pre 50%: looking for the disk", "packages 45%: bash", "post 1%: hosts", "post 70%: kubernetes", "post 88%: agent",
+		"agent linux-amd64 sent to 10.20.1.1", "post 100%: finished", "installing -> installed"} {
+		require.Contains(t, events, text)
 	}
-	require.Contains(t, m.chroot("kubeadm", "version", "--output=short"), "v1.28.2")
+
+	i.inside("logger", "--tcp", "--rfc3164", "--server", "10.20.0.1", "--port", "5514", "--", "too late")
+	require.Eventually(t, func() bool {
+		return strings.Contains(i.inside("curl", "-sSf", "http://10.20.0.1:8080/metrics"), `rackstrap_syslog_refused_total{reason="not-installing"} 1`)
+	}, 30*time.Second, 50*time.Millisecond)
+}
+
+// A %post that fails shows the line where it did, and after the configured attempts the machine is left alone.
+func TestFailureIsSeen(t *testing.T) {
+	n := newNetwork(t, "e2efail")
+	config := stormConfig(t, 2)
+	n.serve(t, config)
+	out, err := exec.Command("ip", "netns", "exec", n.clients, "curl", "-sS", "-o", os.DevNull, "-w", "%{http_code}",
+		"http://10.20.0.1:8080/ks/52-54-00-01-00-01").CombinedOutput()
+	require.NoError(t, err)
+	require.Equal(t, "403", string(out), "not from this address")
+
+	i := newInstaller(t, n, config, 1)
+	i.write("missing", "kubeadm-1.28.2", 0o644)
+	require.NotZero(t, i.run("%post", "mnt/sysimage/root/rackstrap-post.log"))
+	require.Zero(t, i.run("%onerror", "tmp/rackstrap-onerror.log"), "see its log")
+	status := rackstrap(t, "--config", config, "status")
+	const line = `%post failed at: rpm --query "$package" (status 1): package kubeadm-1.28.2 is not installed`
+	require.Contains(t, status, "m1 failed, installation 2 of 3 follows: "+line)
+	events := rackstrap(t, "--config", config, "events", "m1")
+	require.Contains(t, events, "ALARM installing: "+line)
+	require.Contains(t, events, "end of the log of post: ")
+	require.Contains(t, events, "ALARM kickstart of m1 asked for by 10.20.0.2")
+	require.NotContains(t, events, "Bearer")
+	text := i.kickstart[strings.Index(i.kickstart, "Bearer ")+7:]
+	secret := text[:64]
+	require.Regexp(t, "^[0-9a-f]{64}$", secret)
+	for _, shown := range []string{status, events, i.read("mnt/sysimage/root/rackstrap-post.log")} {
+		require.NotContains(t, shown, secret)
+	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"rackstrap/e2e/fakekube"
 	"rackstrap/internal/testenv"
 	"rackstrap/lab"
 	"rackstrap/operator"
@@ -25,6 +26,9 @@ import (
 var binary string
 
 func TestMain(m *testing.M) {
+	if fakekube.Called() {
+		os.Exit(fakekube.Main())
+	}
 	dir, err := os.MkdirTemp("", "rackstrap-e2e-")
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

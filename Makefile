@@ -54,6 +54,15 @@ quick: loaders
 bench: bench-packages build
 	@scripts/bench.sh
 
+# Random kills of agents, masters and the appliance, in CHAOS_ROUNDS racks from CHAOS_SEED on, some at a time.
+CHAOS_ROUNDS ?= 200
+CHAOS_LANES ?= 4
+CHAOS_SEED ?= $(shell date +%s)
+.PHONY: chaos
+chaos: test-packages loaders
+	RACKSTRAP_CHAOS_ROUNDS=$(CHAOS_ROUNDS) RACKSTRAP_CHAOS_LANES=$(CHAOS_LANES) RACKSTRAP_CHAOS_SEED=$(CHAOS_SEED) \
+	  go test ./e2e -count=1 -timeout 3h -run '^TestChaos$$' -v | grep -vE '^ *=== '
+
 # Each fuzz target for FUZZTIME.
 FUZZTIME ?= 30s
 fuzz:

@@ -431,6 +431,9 @@ func (r *agentRack) powerOn() {
 // Done-when 3: one init, control planes one after the other, everybody Ready.
 func TestAgentsBuildACluster(t *testing.T) {
 	r := newAgentRack(t, "e2eag")
+	for _, i := range []int{1, 3} { // kubeadm of a master and of a worker fails once, and prints all it knows
+		require.NoError(t, fakekube.Plant(r.machines[i].root, fakekube.Fault{Command: "kubeadm join", Kind: "leak"}))
+	}
 	r.powerOn()
 	r.awaitReady(5 * time.Minute)
 	s, err := r.kube.Read()
@@ -448,7 +451,15 @@ func TestAgentsBuildACluster(t *testing.T) {
 		}
 		return true
 	}, 2*time.Minute, 50*time.Millisecond)
+	require.Regexp(t, `n4 .*something failed, with all its secrets`, r.events("n4"), "the leaks were reported")
+	require.Regexp(t, `n2 .*something failed, with all its secrets`, r.events("n2"))
 	checkNoSecret(t, r)
+}
+
+func (r *agentRack) events(name string) string {
+	out, err := r.do("events", name, "-n", "10000")
+	require.NoError(r.t, err, out)
+	return out
 }
 
 // Done-when 3: random kills. RACKSTRAP_CHAOS_ROUNDS and RACKSTRAP_CHAOS_SEED; `make chaos` does 200.
@@ -582,7 +593,47 @@ func (r *agentRack) lose(m *agentMachine) {
 	m.on()
 }
 
-// checkNoSecret looks for every secret that was about in all that people get to see.
+// checkNoSecret looks for every secret that was about in all that people get to see, and on the appliance's disk.
 func checkNoSecret(t *testing.T, r *agentRack) {
 	t.Helper()
+	s, err := r.kube.Read()
+	require.NoError(t, err)
+	secrets := append([]string{plantedHash, fakekube.PrivateKey}, s.Secrets...)
+	for _, m := range r.machines {
+		secrets = append(secrets, m.secrets...)
+		credential, err := os.ReadFile(filepath.Join(m.root, "var/lib/rackstrap/credential"))
+		require.NoError(t, err, "each agent has its credential")
+		secrets = append(secrets, strings.TrimSpace(string(credential)))
+	}
+	require.Greater(t, len(secrets), 15, "tokens, keys and kubeconfigs are among them")
+
+	seen := map[string]string{}
+	for _, args := range [][]string{{"status"}, {"status", "-o", "json"}, {"machines"}, {"machines", "-o", "json"}, {"events", "-n", "100000"}, {"events", "-n", "100000", "-o", "json"}} {
+		out, err := r.do(args...)
+		require.NoError(t, err, out)
+		seen["rackstrap "+strings.Join(args, " ")] = out
+	}
+	metrics, err := r.machines[0].curl("http://10.10.10.1:8080/metrics")
+	require.NoError(t, err)
+	seen["/metrics"] = string(metrics)
+	require.NoError(t, filepath.WalkDir(r.dir, func(path string, entry os.DirEntry, err error) error {
+		inside := strings.HasPrefix(path, filepath.Join(r.dir, "data")+"/")
+		if err != nil || !entry.Type().IsRegular() || !inside && filepath.Ext(path) != ".log" {
+			return nil // gone meanwhile, or a socket
+		}
+		text, err := os.ReadFile(path)
+		seen[path] = string(text)
+		return err
+	}))
+	require.Contains(t, seen[filepath.Join(r.dir, "daemon.log")], "made token", "the log tells what is done")
+	require.Contains(t, seen["rackstrap events -n 100000"], "made token")
+	require.NotEmpty(t, seen[filepath.Join(r.dir, "data/rackstrap.db")])
+	for where, text := range seen {
+		for _, secret := range secrets {
+			require.NotEmpty(t, secret)
+			if at := strings.Index(text, secret); at >= 0 {
+				require.Fail(t, "a secret", "%q is in %s: %q", secret, where, text[max(0, at-100):min(len(text), at+100)])
+			}
+		}
+	}
 }

@@ -206,3 +206,5 @@ done
 echo
 echo "memory: $at_rest MiB at rest, $under_dhcp MiB at most under DHCP, $under_load MiB at most under TFTP and HTTP"
 scripts/bench-repo.sh
+echo
+scripts/bench-nodes.sh

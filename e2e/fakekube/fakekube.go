@@ -76,8 +76,11 @@ func Called() bool {
 // Fault is something that the next call of a program does instead of its work.
 type Fault struct {
 	Command string `json:"command"` // beginning of the command line: "kubeadm join"
-	Kind    string `json:"kind"`    // hang, garbage, pretend (exit 0 without doing it), crash (killed half-way), fail
+	Kind    string `json:"kind"`    // hang, garbage, pretend (exit 0 without doing it), crash (killed half-way), fail, leak
 }
+
+// PrivateKey is what a leak prints as one.
+const PrivateKey = "MIIEowIBAAKCAQEAtFv"
 
 const faultsFile = "etc/fakekube-faults.json"
 
@@ -160,6 +163,15 @@ func Main() int {
 		return 0
 	case "fail":
 		fmt.Fprintln(c.err, "error execution phase kubelet-start: something else failed")
+		return 1
+	case "leak": // all that it knows goes into the failure
+		for _, arg := range c.args {
+			if text, err := os.ReadFile(arg); err == nil {
+				fmt.Fprintf(c.out, "%s\n", text)
+			}
+		}
+		fmt.Fprintf(c.err, "-----BEGIN RSA PRIVATE KEY-----\n%s\n-----END RSA PRIVATE KEY-----\n", PrivateKey)
+		fmt.Fprintln(c.err, "error execution phase kubelet-start: something failed, with all its secrets")
 		return 1
 	case "crash":
 		c.crash = true

@@ -256,7 +256,7 @@ func (c *call) member() Member {
 
 // register makes the node object and its credentials.
 func (s *State) register(c *call, master bool) error {
-	key := randomHex(48)
+	key := s.secret(randomHex(48))
 	s.Nodes[c.host.Name] = Node{IP: c.host.IP, ControlPlane: master, Joined: time.Now()}
 	s.Kubelets[c.host.Name] = key
 	server := "https://" + s.Endpoint
@@ -266,7 +266,7 @@ func (s *State) register(c *call, master bool) error {
 	if err := c.write("/var/lib/kubelet/config.yaml", "kind: KubeletConfiguration\n"); err != nil || !master {
 		return err
 	}
-	admin := randomHex(48)
+	admin := s.secret(randomHex(48))
 	s.Admins = append(s.Admins, admin)
 	if err := c.write(controllerConf, kubeconfigText("https://"+c.host.IP+":6443", "system:kube-controller-manager", s.CA, admin)); err != nil {
 		return err
@@ -275,7 +275,7 @@ func (s *State) register(c *call, master bool) error {
 }
 
 func (s *State) uploadCerts(key string) {
-	s.Certs = &Certs{KeyHash: hashed(key), Expires: time.Now().Add(2 * time.Hour)}
+	s.Certs = &Certs{KeyHash: hashed(s.secret(key)), Expires: time.Now().Add(2 * time.Hour)}
 	for id, t := range s.Tokens { // one timer at a time
 		if len(t.Usages) == 0 {
 			delete(s.Tokens, id)
@@ -304,7 +304,7 @@ func (s *State) addToken(t bootstrapToken) error {
 	if len(usages) == 0 {
 		usages = []string{"signing", "authentication"}
 	}
-	s.Tokens[parts[1]] = Token{Secret: parts[2], Description: t.Description, Expires: time.Now().Add(life), Usages: usages}
+	s.Tokens[parts[1]] = Token{Secret: s.secret(parts[2]), Description: t.Description, Expires: time.Now().Add(life), Usages: usages}
 	return nil
 }
 

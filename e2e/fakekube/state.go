@@ -42,6 +42,7 @@ type State struct {
 	Inits      []string `json:"inits"`
 	Joins      []string `json:"joins"`
 	Commands   []string `json:"commands"` // every command line, with its host
+	Secrets    []string `json:"secrets"`  // every secret that there ever was
 }
 
 // Token is a bootstrap token.
@@ -148,6 +149,13 @@ func (f *File) Read() (*State, error) {
 func (s *State) clear() {
 	s.Created, s.CA, s.Phase, s.Certs, s.Members, s.Admins, s.Joining = time.Time{}, "", "", nil, nil, nil, nil
 	s.Tokens, s.Nodes, s.Kubelets, s.Objects = map[string]Token{}, map[string]Node{}, map[string]string{}, map[string]bool{}
+}
+
+func (s *State) secret(text string) string {
+	if !slices.Contains(s.Secrets, text) {
+		s.Secrets = append(s.Secrets, text)
+	}
+	return text
 }
 
 func (s *State) violate(format string, args ...any) {

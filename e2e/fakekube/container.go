@@ -33,20 +33,33 @@ func (c *call) addImages(names ...string) error {
 }
 
 func ctr(c *call) error {
-	words, flags, err := c.flags(c.args, []string{"-n"}, []string{"-q"})
-	if err != nil {
-		return err
+	if len(c.args) < 2 || c.args[0] != "-n" || c.args[1] != "k8s.io" {
+		return failf("ctr: not the namespace k8s.io: %s", strings.Join(c.args, " "))
 	}
-	switch {
-	case strings.Join(words, " ") == "images ls" && flags["-n"] == "k8s.io" && flags["-q"] != "":
+	args := c.args[2:]
+	switch line := strings.Join(args, " "); {
+	case line == "images ls -q":
 		for _, name := range c.images() {
 			c.say("%s", name)
 		}
 		return nil
-	case len(words) == 3 && words[0] == "images" && words[1] == "import" && flags["-n"] == "k8s.io":
-		return c.importArchive(words[2])
+	case len(args) == 3 && strings.HasPrefix(line, "images import "):
+		return c.importArchive(args[2])
+	case line == `containers ls -q labels."io.kubernetes.container.name"==etcd`:
+		if c.has(etcdMember) {
+			c.say("%s\n%s", hashed("an etcd that ended"), hashed("etcd"))
+		}
+		return nil
+	case line == "tasks ls":
+		c.say("TASK                                                                PID     STATUS    ")
+		if c.has(etcdMember) {
+			c.say("%s    1709    STOPPED\n%s    1710    RUNNING", hashed("an etcd that ended"), hashed("etcd"))
+		}
+		return nil
+	case len(args) > 6 && strings.HasPrefix(line, "tasks exec --exec-id ") && args[4] == hashed("etcd") && args[5] == "etcdctl":
+		return c.file.Update(func(s *State) error { return c.etcdctl(s, args[6:]) })
 	}
-	return failf("ctr: no such command, or not the namespace k8s.io: %s", strings.Join(c.args, " "))
+	return failf("ctr: no such command: %s", strings.Join(c.args, " "))
 }
 
 // importArchive reads a docker archive: manifest.json names what is inside.

@@ -319,8 +319,6 @@ func (c *call) join(path string) error {
 	want := conf.Join
 	token := want.Discovery.BootstrapToken
 	switch {
-	case want.NodeRegistration.Name != c.host.Name:
-		return failf("fakekube: %s is to join as %s", c.host.Name, want.NodeRegistration.Name)
 	case token == nil || len(token.CACertHashes) == 0:
 		return failf("discovery.bootstrapToken.caCertHashes: Invalid value: \"\": using token-based discovery without caCertHashes can be unsafe")
 	case !tokenForm.MatchString(token.Token):
@@ -341,7 +339,7 @@ func (c *call) join(path string) error {
 		return c.joinControlPlane(want)
 	}
 	err = c.file.Update(func(s *State) error {
-		if err := s.free(c.host.Name); err != nil {
+		if err := s.free(c, want); err != nil {
 			return err
 		}
 		return c.write(caFile, s.CA)
@@ -394,11 +392,15 @@ func (c *call) discover(t *tokenDiscovery) error {
 }
 
 // free refuses a name that a living node has.
-func (s *State) free(name string) error {
+func (s *State) free(c *call, want *joinConfiguration) error {
+	name := want.NodeRegistration.Name
 	if _, known := s.Nodes[name]; known {
 		if ready, _ := s.ready(name); ready {
 			return failf("error execution phase kubelet-start: a Node with name %q and status \"Ready\" already exists in the cluster. You must delete the existing Node or change the name of this new joining Node", name)
 		}
+	}
+	if name != c.host.Name {
+		return failf("fakekube: %s is to join as %s", c.host.Name, name)
 	}
 	return nil
 }
@@ -421,7 +423,7 @@ func (c *call) joinControlPlane(want *joinConfiguration) error {
 				return failf("error execution phase check-etcd: etcd cluster is not healthy: failed to dial endpoint %s with maintenance client: context deadline exceeded", m.Peer)
 			}
 		}
-		if err := s.free(c.host.Name); err != nil {
+		if err := s.free(c, want); err != nil {
 			return err
 		}
 		s.Joining = &Joining{Host: c.host.Name, PID: os.Getpid()}

@@ -140,8 +140,6 @@ func (c *call) kubectl(s *State, words []string, flags map[string]string) (time.
 		delete(s.Nodes, words[2])
 		c.say("node %q deleted", words[2])
 		return 0, nil
-	case words[0] == "exec" && flags["-n"] == "kube-system":
-		return 0, c.etcdctl(s, words[1:])
 	}
 	return 0, failf("error: unknown command %q for \"kubectl\"", line)
 }
@@ -244,18 +242,13 @@ func (c *call) drain(s *State, name string) (time.Duration, error) {
 	return 0, nil
 }
 
-// etcdctl answers inside a live etcd pod.
+// etcdctl answers inside the etcd container of this host.
 func (c *call) etcdctl(s *State, words []string) error {
-	pod, at := words[0], slices.Index(words, "etcdctl")
-	name := strings.TrimPrefix(pod, "etcd-")
-	if at < 0 || !s.serves(name) {
-		return failf("Error from server (NotFound): pods %q not found", pod)
-	}
-	inside, flags, err := c.flags(words[at+1:], []string{"--endpoints", "--cacert", "--cert", "--key", "-w"}, []string{"--command-timeout"})
+	inside, flags, err := c.flags(words, []string{"--endpoints", "--cacert", "--cert", "--key", "-w"}, []string{"--command-timeout"})
 	if err != nil {
 		return err
 	}
-	if flags["--cacert"] == "" || flags["--cert"] == "" || flags["--key"] == "" {
+	if flags["--cacert"] == "" || flags["--cert"] == "" || flags["--key"] == "" || !s.quorum() || s.Hosts[c.host.Name].Down {
 		return failf("{\"level\":\"warn\",\"error\":\"rpc error: code = DeadlineExceeded\"}\nError: context deadline exceeded")
 	}
 	switch {

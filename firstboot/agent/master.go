@@ -343,11 +343,36 @@ func (j *job) removeMember(ctx context.Context, name, ip string) error {
 	return err
 }
 
-// etcdctl runs inside this master's etcd pod, where the program and the certificates are.
+// etcdctl runs inside this master's etcd container, where the program and the certificates are. containerd starts it:
+// `kubectl exec` has kubelet ask the cluster's endpoint whether it may, and that may lead to the very master that is gone.
 func (j *job) etcdctl(ctx context.Context, args ...string) (string, error) {
-	inside := []string{"etcdctl", "--endpoints", "https://127.0.0.1:2379", "--cacert", "/etc/kubernetes/pki/etcd/ca.crt",
+	containers, err := j.run(ctx, j.session, "ctr", "-n", containerdNamespace, "containers", "ls", "-q", `labels."io.kubernetes.container.name"==etcd`)
+	if err != nil {
+		return "", err
+	}
+	tasks, err := j.run(ctx, j.session, "ctr", "-n", containerdNamespace, "tasks", "ls")
+	if err != nil {
+		return "", err
+	}
+	id := runningTask(tasks, words(containers))
+	if id == "" {
+		return "", retryf("etcd does not run on this master")
+	}
+	inside := []string{"-n", containerdNamespace, "tasks", "exec", "--exec-id", "rackstrap-" + randomWord(12), id,
+		"etcdctl", "--endpoints", "https://127.0.0.1:2379", "--cacert", "/etc/kubernetes/pki/etcd/ca.crt",
 		"--cert", "/etc/kubernetes/pki/etcd/server.crt", "--key", "/etc/kubernetes/pki/etcd/server.key", "--command-timeout=20s"}
-	return j.kubectl(ctx, append(append([]string{"-n", "kube-system", "exec", "etcd-" + j.o.Config.Name, "--request-timeout=40s", "--"}, inside...), args...)...)
+	return j.run(ctx, j.session, "ctr", append(inside, args...)...)
+}
+
+// runningTask finds the one of some containers that runs in what `ctr tasks ls` prints: an etcd that was started anew
+// leaves its former container behind.
+func runningTask(tasks string, among []string) string {
+	for line := range strings.SplitSeq(tasks, "\n") {
+		if fields := strings.Fields(line); len(fields) == 3 && fields[2] == "RUNNING" && slices.Contains(among, fields[0]) {
+			return fields[0]
+		}
+	}
+	return ""
 }
 
 // kubeconfig hands out admin.conf as it is: with the cluster's endpoint, not this host's.

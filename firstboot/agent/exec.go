@@ -32,16 +32,20 @@ type programError struct {
 	Code    int  // -1: ended by a signal
 	Expired bool // ended by the deadline of its work
 	Output  string
+	Stderr  string // the part of it where reasons stand: the order between the two is lost
 }
 
 func (e *programError) Error() string {
+	words := lastWords(e.Output)
 	switch {
 	case e.Expired:
-		return fmt.Sprintf("%s did not end in time and was killed, after: %s", e.Program, lastWords(e.Output))
+		return fmt.Sprintf("%s did not end in time and was killed, after: %s", e.Program, words)
 	case e.Code < 0:
-		return fmt.Sprintf("%s was killed, after: %s", e.Program, lastWords(e.Output))
+		return fmt.Sprintf("%s was killed, after: %s", e.Program, words)
+	case strings.TrimSpace(e.Stderr) != "":
+		words = lastWords(e.Stderr)
 	}
-	return fmt.Sprintf("%s failed (%d): %s", e.Program, e.Code, lastWords(e.Output))
+	return fmt.Sprintf("%s failed (%d): %s", e.Program, e.Code, words)
 }
 
 // lastWords picks the line that tells the reason: the first of a list of fatal errors, else the last that is not
@@ -89,8 +93,8 @@ func (h *Host) feed(ctx context.Context, s *session, input, name string, args ..
 	cmd.Env = []string{"PATH=" + strings.Join(searched, ":"), "HOME=/root", "LC_ALL=C", "LANG=C"}
 	cmd.Stdin = strings.NewReader(input)
 	both := &tailWriter{limit: maxKept}
-	stdout := &limitedBuffer{limit: maxStdout}
-	cmd.Stdout, cmd.Stderr = fork{stdout, both, s.watch}, fork{both, s.watch}
+	stdout, stderr := &limitedBuffer{limit: maxStdout}, &tailWriter{limit: maxKept}
+	cmd.Stdout, cmd.Stderr = fork{stdout, both, s.watch}, fork{stderr, both}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true, Pdeathsig: syscall.SIGKILL}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = 5 * time.Second // a grandchild may hold the pipes
@@ -108,7 +112,8 @@ func (h *Host) feed(ctx context.Context, s *session, input, name string, args ..
 	}
 	var exit *exec.ExitError
 	if errors.As(err, &exit) || err != nil && ctx.Err() != nil {
-		failure := &programError{Program: name + subcommand(args), Code: -1, Expired: errors.Is(ctx.Err(), context.DeadlineExceeded), Output: h.redact(both.String())}
+		failure := &programError{Program: name + subcommand(args), Code: -1, Expired: errors.Is(ctx.Err(), context.DeadlineExceeded),
+			Output: h.redact(both.String()), Stderr: h.redact(stderr.String())}
 		if exit != nil {
 			failure.Code = exit.ExitCode()
 		}
@@ -171,7 +176,7 @@ func (f fork) Write(p []byte) (int, error) {
 	return len(p), nil
 }
 
-// tailWriter keeps the end of what is written. Standard output and error of a program write at the same time.
+// tailWriter keeps the end of what is written. A program's standard output and error are written at the same time.
 type tailWriter struct {
 	mu    sync.Mutex
 	limit int

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -49,7 +50,15 @@ func newUpstream(t *testing.T, all repotest.Tree) *upstream {
 	return u
 }
 
-// repoConfig is an appliance on the loopback, with any free ports, whose repository base comes from upstream.
+// freePort is a port that nobody has at the moment.
+func freePort(t *testing.T) int {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+// repoConfig is an appliance on the loopback, with free ports, whose repository base comes from upstream.
 func repoConfig(t *testing.T, url string) (path, data string) {
 	dir := t.TempDir()
 	require.NoError(t, os.MkdirAll(filepath.Join(dir, "tree/images/pxeboot"), 0o755))
@@ -57,12 +66,12 @@ func repoConfig(t *testing.T, url string) (path, data string) {
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "tree/images/pxeboot", name), []byte(name), 0o644))
 	}
 	path = filepath.Join(dir, "rackstrap.yaml")
-	require.NoError(t, os.WriteFile(path, fmt.Appendf(nil, `server: {interface: lo, address: 127.0.0.1, http_port: 0, https_port: 0, tftp_port: 0, syslog_port: 0, data_dir: data}
+	require.NoError(t, os.WriteFile(path, fmt.Appendf(nil, `server: {interface: lo, address: 127.0.0.1, http_port: %d, https_port: %d, tftp_port: 0, syslog_port: 0, data_dir: data}
 network: {subnet: 127.0.0.0/8, dhcp: {mode: "off"}}
 media: [{name: tree, dir: tree}]
 install: {repos: {base: {url: "%s/os/", via: appliance}}}
 machines: [{name: kmaster, mac: "52:54:00:00:00:80", ip: 127.0.0.80, role: control-plane}]
-`, url), 0o600))
+`, freePort(t), freePort(t), url), 0o600))
 	return path, filepath.Join(dir, "data")
 }
 

@@ -265,7 +265,17 @@ func (r *rack) settled() bool {
 			return false
 		}
 	}
-	return r.ready()()
+	return r.ready()() && r.rack.Cluster().Stray == ""
+}
+
+func newKube() *fakenode.Kube { return fakenode.New() }
+
+// relink has the machines see the cluster that took the old one's place.
+func (r *rack) relink() {
+	for _, a := range r.agents {
+		a.Kube = r.kube
+		a.Wipe()
+	}
 }
 
 // all installs every machine.

@@ -100,6 +100,9 @@ func (c *Coordinator) Sweep(ctx context.Context) {
 		c.expire(ctx, m)
 		c.enlist(cluster, m)
 	}
+	if !cluster.Initialised.IsZero() {
+		c.enlistStray(cluster)
+	}
 	c.releaseTurn(ctx)
 	c.completeRack(ctx)
 }

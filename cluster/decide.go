@@ -114,7 +114,7 @@ func decideBefore(s situation) step {
 		switch {
 		case !master && s.cluster.Holder == "" && s.first == "":
 			return step{reason: "waits for a control plane: all of the list have failed or are held"}
-		case s.cluster.Holder == name, s.cluster.Holder == "" && s.first == name:
+		case master && (s.cluster.Holder == name || s.cluster.Holder == "" && s.first == name):
 			return resetOr(rec, step{kind: stepInit})
 		case s.cluster.Holder != "":
 			return step{reason: fmt.Sprintf("waits for %s to initialise the cluster", s.cluster.Holder), holder: s.cluster.Holder}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -121,18 +122,19 @@ func (c *Coordinator) ownFailure(ctx context.Context, m lifecycle.Member, id str
 	action, name := actionOf(id), m.Machine.Name
 	reason := failureText(r)
 	refused := r.AuthError && action != api.Init && action != api.Reset
+	c.mu.Lock()
 	if refused {
-		c.mu.Lock()
 		delete(c.tokens, name)
-		c.mu.Unlock()
 	}
+	delete(c.keys, name) // the next try has the certificates uploaded anew
+	c.mu.Unlock()
 	timeouts := c.o.Rack.Config().Cluster.Timeouts
 	var said string
-	trigger := lifecycle.Trigger("")
+	trigger, why := lifecycle.Trigger(""), ""
 	if action == api.Join || action == api.JoinControlPlane {
-		trigger = lifecycle.MustWait
+		trigger, why = lifecycle.MustWait, "it failed to join"
 	}
-	rec, err := c.o.Rack.Advance(ctx, name, m.Record.Attempt, trigger, "", func(rec *lifecycle.Record) error {
+	rec, err := c.o.Rack.Advance(ctx, name, m.Record.Attempt, trigger, why, func(rec *lifecycle.Record) error {
 		n := &rec.Node
 		n.Done, n.Reset = id, true
 		count, most := &n.Tries, maxTries
@@ -182,6 +184,9 @@ func (c *Coordinator) choreResult(ctx context.Context, m lifecycle.Member, id st
 	ch := c.chores.find(id)
 	if ch == nil || ch.master != master {
 		c.mu.Unlock()
+		if err := c.tooLate(ctx, r); err != nil {
+			return err
+		}
 		return ErrUnknownWork
 	}
 	if ch.answer != nil {
@@ -191,6 +196,9 @@ func (c *Coordinator) choreResult(ctx context.Context, m lifecycle.Member, id st
 		return nil
 	}
 	c.mu.Unlock()
+	if strings.HasPrefix(ch.node, strayPrefix) {
+		return c.strayGone(ctx, ch, r)
+	}
 
 	node, err := c.o.Rack.Member(ch.node)
 	if err != nil || node.Record.Attempt != ch.attempt {
@@ -204,6 +212,65 @@ func (c *Coordinator) choreResult(ctx context.Context, m lifecycle.Member, id st
 		return nil
 	}
 	return c.choreDone(ctx, master, node, ch, r)
+}
+
+// tooLate takes in what nobody waits for any more: a token that was made then has to go.
+func (c *Coordinator) tooLate(ctx context.Context, r api.Result) error {
+	if !r.OK || !tokenShape.MatchString(r.Token) {
+		return nil
+	}
+	id, _, _ := strings.Cut(r.Token, ".")
+	for _, m := range c.o.Rack.Members("") {
+		if m.Record.Node.TokenID == id {
+			return nil // it goes with the machine's own
+		}
+	}
+	_, err := c.o.Rack.UpdateCluster(ctx, func(cl *lifecycle.Cluster) (*lifecycle.Event, error) {
+		if stray := strings.Fields(cl.Stray); !slices.Contains(stray, id) && len(stray) < maxStray {
+			cl.Stray = strings.Join(append(stray, id), " ")
+		}
+		return nil, nil
+	})
+	c.enlistStray(c.o.Rack.Cluster())
+	return err
+}
+
+// maxStray bounds how many tokens that came too late are remembered; beyond, their end is that of their time.
+const maxStray = 256
+
+// enlistStray makes the chores of deleting tokens that came too late.
+func (c *Coordinator) enlistStray(cluster lifecycle.Cluster) {
+	for _, id := range strings.Fields(cluster.Stray) {
+		ch := &chore{need: need{api.DeleteToken, strayPrefix + id}, work: func(w *api.Work) { w.TokenID = id }}
+		c.mu.Lock()
+		added := c.chores.add(ch)
+		c.mu.Unlock()
+		if added {
+			c.wakeMasters()
+		}
+	}
+}
+
+// strayPrefix tells the chores of tokens without a machine from those of machines.
+const strayPrefix = "token "
+
+// strayGone forgets a token that came too late.
+func (c *Coordinator) strayGone(ctx context.Context, ch *chore, r api.Result) error {
+	if !r.OK {
+		c.putOff(ch, true)
+		return nil
+	}
+	id := strings.TrimPrefix(ch.node, strayPrefix)
+	_, err := c.o.Rack.UpdateCluster(ctx, func(cl *lifecycle.Cluster) (*lifecycle.Event, error) {
+		stray := slices.DeleteFunc(strings.Fields(cl.Stray), func(other string) bool { return other == id })
+		cl.Stray = strings.Join(stray, " ")
+		return nil, nil
+	})
+	if err != nil {
+		return err
+	}
+	c.finish(ch)
+	return nil
 }
 
 // verb says for people what a chore is.
@@ -253,7 +320,9 @@ func (c *Coordinator) choreDone(ctx context.Context, master string, node lifecyc
 			c.putOff(ch, true)
 			return nil
 		}
-		c.keep(c.tokens, name, secret{r.Token, attempt, c.o.Now().Add(c.tokenTTL() / 2)})
+		c.mu.Lock()
+		c.tokens[name] = secret{r.Token, attempt, c.o.Now().Add(c.tokenTTL() / 2)}
+		c.mu.Unlock()
 		c.say(node.Record, lifecycle.Info, "token", "%s made token %s…", master, node.Record.Node.TokenID)
 	case api.UploadCerts:
 		key := r.CertificateKey
@@ -265,7 +334,10 @@ func (c *Coordinator) choreDone(ctx context.Context, master string, node lifecyc
 			c.putOff(ch, true)
 			return nil
 		}
-		c.keep(c.keys, name, secret{key, attempt, c.o.Now().Add(30 * time.Minute)})
+		c.mu.Lock()
+		clear(c.keys) // the cluster holds one copy, under the key of the last upload
+		c.keys[name] = secret{key, attempt, c.o.Now().Add(30 * time.Minute)}
+		c.mu.Unlock()
 		c.say(node.Record, lifecycle.Info, "certificates", "%s uploaded the control plane's certificates", master)
 	case api.CheckNode:
 		return c.checked(ctx, master, node, ch, r)
@@ -292,13 +364,6 @@ func (c *Coordinator) choreDone(ctx context.Context, master string, node lifecyc
 	c.finish(ch)
 	c.wake(name)
 	return nil
-}
-
-// keep holds a secret for a node until it is handed out.
-func (c *Coordinator) keep(where map[string]secret, name string, s secret) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	where[name] = s
 }
 
 // checked takes in what a master saw of a node.

@@ -231,7 +231,11 @@ func (c *Coordinator) carryOut(ctx context.Context, m lifecycle.Member, s situat
 			return nil, nil
 		})
 	case stepTokenID:
-		_, err = rack.Advance(ctx, name, attempt, lifecycle.MustWait, "for its token", func(rec *lifecycle.Record) error {
+		why := "for its token"
+		if m.Record.State == lifecycle.Waiting {
+			why = ""
+		}
+		_, err = rack.Advance(ctx, name, attempt, lifecycle.MustWait, why, func(rec *lifecycle.Record) error {
 			if rec.Node.TokenID == "" {
 				rec.Node.TokenID = newTokenID()
 			}
@@ -314,7 +318,7 @@ func (c *Coordinator) handInit(ctx context.Context, m lifecycle.Member) (*api.Wo
 		return nil, err
 	}
 	timeout := cfg.Cluster.Timeouts.Init
-	rec, err := rack.Advance(ctx, name, attempt, lifecycle.TakeInitLock, "", func(rec *lifecycle.Record) error {
+	rec, err := rack.Advance(ctx, name, attempt, lifecycle.TakeInitLock, whyHanded(m, api.Init), func(rec *lifecycle.Record) error {
 		if rec.Node.Reset {
 			return errAgain
 		}
@@ -352,7 +356,7 @@ func (c *Coordinator) handJoin(ctx context.Context, m lifecycle.Member, s situat
 	if !tokenShape.MatchString(token) || action == api.JoinControlPlane && !keyShape.MatchString(key) {
 		return nil, errAgain // it was taken back in between
 	}
-	rec, err := rack.Advance(ctx, name, attempt, lifecycle.BeginJoin, "", func(rec *lifecycle.Record) error {
+	rec, err := rack.Advance(ctx, name, attempt, lifecycle.BeginJoin, whyHanded(m, action), func(rec *lifecycle.Record) error {
 		if rec.Node.Reset || !strings.HasPrefix(token, rec.Node.TokenID+".") {
 			return errAgain
 		}
@@ -367,6 +371,14 @@ func (c *Coordinator) handJoin(ctx context.Context, m lifecycle.Member, s situat
 	work.KubeadmConfig = JoinConfig(cfg, m.Machine, token, s.cluster.CAHash, key)
 	work.Images = c.o.Images()
 	return work, nil
+}
+
+// whyHanded is the reason of a transition by which a machine is handed something; when it asks again there is none.
+func whyHanded(m lifecycle.Member, action api.Action) string {
+	if m.Record.State == lifecycle.Initialising || m.Record.State == lifecycle.Joining {
+		return ""
+	}
+	return string(action) + " is handed out"
 }
 
 // ownWork is something that a machine does for itself.

@@ -63,6 +63,7 @@ type Cluster struct {
 	CAHash      string    `json:"ca_hash,omitempty"`  // sha256:…, of its SubjectPublicKeyInfo; made by the appliance
 	Endpoint    string    `json:"endpoint,omitempty"` // host:port, that it was initialised with
 	Joining     string    `json:"joining,omitempty"`  // the control plane that may join now: one at a time
+	Stray       string    `json:"stray,omitempty"`    // ids of tokens that nobody waits for, to be deleted; with blanks between
 	Complete    time.Time `json:"complete,omitzero"`  // when every machine of the list was last seen ready
 	Revision    uint64    `json:"revision"`
 }

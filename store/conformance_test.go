@@ -105,7 +105,7 @@ func TestCluster(t *testing.T) {
 		require.ErrorIs(t, err, lifecycle.ErrConflict, "the lock is taken once")
 
 		full := lifecycle.Cluster{Holder: "kmaster", Attempt: 2, Locked: noon, Initialised: noon, CA: "pem", CAHash: "sha256:ab",
-			Endpoint: "k8s-api.lab:6443", Joining: "kmaster2", Complete: noon, Revision: first.Revision}
+			Endpoint: "k8s-api.lab:6443", Joining: "kmaster2", Stray: "abcdef", Complete: noon, Revision: first.Revision}
 		second, err := s.CommitCluster(ctx, full)
 		require.NoError(t, err)
 		_, err = s.CommitCluster(ctx, first)

@@ -15,9 +15,9 @@ import (
 // Everything that can happen to an appliance, its agents and what they say to each other, at random and all at once;
 // then all heals, and the rack must become what it was to be.
 func TestChaos(t *testing.T) {
-	seeds := 300
+	seeds := 150
 	if testing.Short() {
-		seeds = 60
+		seeds = 25
 	}
 	for seed := range seeds {
 		chaos(t, uint64(seed))

@@ -515,7 +515,7 @@ func TestResultsThatNobodyWaitsFor(t *testing.T) {
 }
 
 func TestHundredsOfMachines(t *testing.T) {
-	r := newRack(t, 3, 297).all()
+	r := newRack(t, 3, 97).all()
 	r.until("settled", r.settled)
 	r.sound()
 }

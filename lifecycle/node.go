@@ -68,11 +68,16 @@ func (r *Rack) Members(role inventory.Role) []Member {
 	var all []Member
 	for i := range r.config.Machines {
 		listed := &r.config.Machines[i]
-		rec, ok := r.records[listed.Name]
-		if !ok || listed.MAC.IsZero() && !rec.Enrolled || role != "" && listed.Role != role {
+		if role != "" && listed.Role != role {
 			continue
 		}
-		all = append(all, r.member(listed.Name, rec))
+		rec, ok := r.records[listed.Name]
+		if !ok || listed.MAC.IsZero() && !rec.Enrolled {
+			continue
+		}
+		m := Member{Machine: *listed, Record: rec}
+		m.Machine.MAC = rec.MAC
+		all = append(all, m)
 	}
 	return all
 }

@@ -209,10 +209,13 @@ func (r *Rack) commit(ctx context.Context, rec Record, events ...Event) error {
 // show puts stored records in force, and announces their events.
 func (r *Rack) show(stored []Record, events []Event) {
 	r.mu.Lock()
+	moved := false
 	for _, rec := range stored {
+		old, known := r.records[rec.Name]
+		moved = moved || !known || old.MAC != rec.MAC || old.Enrolled != rec.Enrolled
 		r.records[rec.Name] = rec
 	}
-	if r.config != nil {
+	if r.config != nil && moved { // most changes are of a state: a thousand machines make thousands of them
 		r.names = bindings(r.config, r.records)
 	}
 	r.mu.Unlock()

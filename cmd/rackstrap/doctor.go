@@ -16,6 +16,7 @@ import (
 
 	"rackstrap/assets"
 	"rackstrap/dhcp"
+	"rackstrap/httpboot"
 	"rackstrap/inventory"
 	"rackstrap/media"
 	"rackstrap/operator"
@@ -87,6 +88,8 @@ func (a *app) examine(ctx context.Context) []finding {
 	if found("loaders", errors.Join(err, missingLoaders(loaders)), "%s", loaderText(loaders)) {
 		found("boot of every machine", checkBoot(ctx, cfg), "renders")
 	}
+	archs, err := examineAgents(cfg.Server.AgentsDir)
+	found("agents", err, "static, for %s", archs)
 	found("data directory", writable(cfg.Server.DataDir), "%s can be written", cfg.Server.DataDir)
 	if !up {
 		return findings
@@ -100,6 +103,19 @@ func (a *app) examine(ctx context.Context) []finding {
 	}
 	found("other DHCP servers", foreignServers(ctx, cfg), "none answers on %s", cfg.Server.Interface)
 	return findings
+}
+
+// examineAgents looks at the programs that nodes will be given.
+func examineAgents(dir string) (archs string, err error) {
+	agents, err := httpboot.OpenAgents(dir)
+	if err != nil {
+		return "", err
+	}
+	defer agents.Close()
+	if dynamic := agents.Dynamic(); len(dynamic) > 0 {
+		return "", fmt.Errorf("the program for %s needs libraries of the system that it was built on, and may not start on a node: build with `make`", strings.Join(dynamic, ", "))
+	}
+	return strings.Join(agents.Architectures(), ", "), nil
 }
 
 func interfaceText(cfg *inventory.Config) string {

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/url"
 	"slices"
+	"strings"
 
 	"rackstrap/inventory"
 )
@@ -30,6 +31,11 @@ func maskInstall(in inventory.Install) inventory.Install {
 	in.Repos = maps.Clone(in.Repos)
 	for name, r := range in.Repos {
 		r.URL = maskURL(r.URL)
+		keys := strings.Fields(r.GPGKey)
+		for i := range keys {
+			keys[i] = maskURL(keys[i])
+		}
+		r.GPGKey = strings.Join(keys, " ")
 		in.Repos[name] = r
 	}
 	in.RegistryMirrors = maps.Clone(in.RegistryMirrors)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -124,14 +125,18 @@ const serverTime = 5 * time.Second
 
 // checkServers looks for what the installations fetch from servers, as far as they answer in a short time.
 func checkServers(cmd *cobra.Command, cfg *inventory.Config) error {
-	plan, rack, err := offlinePlan(cmd.Context(), cfg)
-	if err != nil {
-		return err
-	}
-	defer plan.Library().Close()
-	warnings, err := checkPackages(cmd.Context(), rack.Config(), plan.Library(), lookUp{servers: serverTime})
+	warnings, err := lookUpPackages(cmd.Context(), cfg)
 	warn(cmd, warnings)
 	return err
+}
+
+func lookUpPackages(ctx context.Context, cfg *inventory.Config) (warnings []string, err error) {
+	plan, rack, err := offlinePlan(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	defer plan.Library().Close()
+	return checkPackages(ctx, rack.Config(), plan.Library(), lookUp{servers: serverTime})
 }
 
 func (a *app) versionCommand() *cobra.Command {

@@ -75,8 +75,11 @@ func (a *app) examine(ctx context.Context) []finding {
 	if !found("configuration", err, "good") {
 		return findings
 	}
-	cfg, err = cfg.Resolve(interfaceAddresses)
-	up := found("interface", err, "%s", interfaceText(cfg))
+	resolved, err := cfg.Resolve(interfaceAddresses)
+	up := found("interface", err, "%s", interfaceText(resolved))
+	if up {
+		cfg = resolved
+	}
 	found("files", cfg.CheckFiles(), "all there")
 	for _, m := range cfg.Media {
 		if m.URL == "" {
@@ -86,7 +89,10 @@ func (a *app) examine(ctx context.Context) []finding {
 	}
 	loaders, err := assets.OpenLoaders(cfg.Server.LoadersDir)
 	if found("loaders", errors.Join(err, missingLoaders(loaders)), "%s", loaderText(loaders)) {
-		found("boot of every machine", checkBoot(ctx, cfg), "renders")
+		if found("boot of every machine", checkBoot(ctx, cfg), "renders") {
+			warnings, err := lookUpPackages(ctx, cfg)
+			found("packages", err, "%s", or(strings.Join(warnings, "; "), "all are where they will be looked for"))
+		}
 	}
 	archs, err := examineAgents(cfg.Server.AgentsDir)
 	found("agents", err, "static, for %s", archs)

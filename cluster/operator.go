@@ -3,6 +3,7 @@ package cluster
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"strings"
 	"time"
 
@@ -184,16 +185,29 @@ func (c *Coordinator) releaseLock(ctx context.Context, m lifecycle.Member, say f
 	return err
 }
 
-// Kubeconfig has a master send its admin.conf. It is kept nowhere.
+// Kubeconfig has a master send its admin.conf. It is kept nowhere. The name of the endpoint is known in the hosts
+// files of the rack alone, so the file names the address of the master that answered: its certificate has both.
 func (c *Coordinator) Kubeconfig(ctx context.Context) (string, error) {
 	a, err := c.ask(ctx, need{action: api.Kubeconfig}, 0, func(string) {}, func(*api.Work) {})
 	if err != nil {
 		return "", err
 	}
 	if text := a.result.Kubeconfig; strings.Contains(text, "apiVersion") && strings.Contains(text, "Config") {
-		return text, nil
+		return c.reachable(text, a.master), nil
 	}
 	return "", fmt.Errorf("%s: what it sent is no kubeconfig", a.master)
+}
+
+// reachable is a kubeconfig that names a master's address in place of the endpoint's name; an endpoint that is an
+// address, a load balancer's for instance, stays.
+func (c *Coordinator) reachable(kubeconfig, master string) string {
+	cfg := c.o.Rack.Config()
+	m, err := c.o.Rack.Member(master)
+	if host, _ := splitEndpoint(cfg.Cluster.ControlPlaneEndpoint); isAddress(host) || err != nil {
+		return kubeconfig
+	}
+	address := netip.AddrPortFrom(m.Machine.IP, uint16(bindPort(cfg)))
+	return strings.ReplaceAll(kubeconfig, "server: https://"+cfg.Cluster.ControlPlaneEndpoint+"\n", "server: https://"+address.String()+"\n")
 }
 
 // Verify has a master run the availability check: a web server, reached through the address of every node that is

@@ -23,6 +23,9 @@ const (
 	UEFISecureBoot Firmware = "uefi-secureboot"
 	// UEFIIA32 is 32-bit OVMF, PXE: option 93 = 6.
 	UEFIIA32 Firmware = "uefi-ia32"
+	// Namespace is no firmware of QEMU's: the machine is a set of Linux namespaces, which boots from the network as
+	// UEFI does (option 93 = 7), and whose disk is a directory. See namespace.go.
+	Namespace Firmware = "namespace"
 )
 
 // firmware is how QEMU is told to start with it.
@@ -59,6 +62,7 @@ var firmwares = map[Firmware]firmware{
 		code: "/usr/share/OVMF/OVMF32_CODE_4M.secboot.fd",
 		vars: "/usr/share/OVMF/OVMF32_VARS_4M.fd",
 	},
+	Namespace: {},
 }
 
 // Firmwares lists the known firmwares, sorted.

@@ -1,5 +1,6 @@
-// Package lab is a virtual rack on one host: QEMU machines with real firmware, plugged into a bridge
-// inside a network namespace of their own, beside the appliance that installs them.
+// Package lab is a virtual rack on one host: QEMU machines with real firmware, and machines made of Linux
+// namespaces, plugged into a bridge inside a network namespace of their own, beside the appliance that installs
+// them.
 //
 // It serves two ends. A user rehearses a rack on a laptop with `rackstrap lab up`, before the real one is
 // powered on; and the project's own tests boot real firmware through the daemon.
@@ -71,6 +72,11 @@ type Spec struct {
 	Machines []Machine
 	// Accel is QEMU's accelerator, for example "kvm"; empty means: find out (see Accelerator).
 	Accel string
+
+	// System is the root file system that namespace machines share (System.Tree). Required with such machines.
+	System string
+	// Program is this program's file, which namespace machines run (see MachineMain). Default os.Executable.
+	Program string
 }
 
 // Machine is one virtual machine of the rack.
@@ -182,6 +188,9 @@ func (s Spec) validate() error {
 		macs[m.MAC.String()] = i
 		if _, known := firmwares[m.withDefaults().Firmware]; !known {
 			fault("%s: firmware %q: want one of %s", place, m.Firmware, Firmwares())
+		}
+		if m.Firmware == Namespace && s.System == "" {
+			fault("%s: a namespace machine needs the lab's system", place)
 		}
 		if m.MemoryMiB < 0 || m.CPUs < 0 || m.DiskGiB < 0 {
 			fault("%s: memory, cpus and disk cannot be negative", place)

@@ -102,6 +102,11 @@ func (l *Lab) running(name string) (*machineRecord, error) {
 // PowerOn starts the machine: NIC first, disk afterwards. The disk (blank at first) and the firmware's
 // variables outlive a power cut. A machine that is on already is ErrRunning.
 func (l *Lab) PowerOn(ctx context.Context, name string) error {
+	if kind, err := l.firmwareOf(name); err != nil {
+		return err
+	} else if kind == Namespace {
+		return l.powerOnNamespace(ctx, name)
+	}
 	accel, err := l.Accelerator(ctx)
 	if err != nil {
 		return err
@@ -157,7 +162,7 @@ func (l *Lab) powerOn(ctx context.Context, s *state, m *machineRecord, accel str
 	}
 	cmd := exec.Command("ip", append([]string{"netns", "exec", s.Namespace, qemu}, qemuArgs(m, accel)...)...)
 	cmd.Dir = dir
-	m.Process, err = detach(cmd, filepath.Join(dir, qemuLog))
+	m.Process, err = detach(cmd, filepath.Join(dir, qemuLog), os.O_TRUNC)
 	m.PoweredOn = time.Now()
 	return err
 }
@@ -239,10 +244,15 @@ func escape(value string) string { return strings.ReplaceAll(value, ",", ",,") }
 // uuidOf gives a machine the same SMBIOS UUID, which DHCP option 97 carries, in every life (RFC 9562,
 // version 5).
 func uuidOf(mac net.HardwareAddr) string {
-	sum := sha1.Sum(append([]byte("rackstrap lab "), mac...))
-	u := sum[:16]
-	u[6], u[8] = u[6]&0x0f|0x50, u[8]&0x3f|0x80
+	u := uuidBytes(mac)
 	return fmt.Sprintf("%x-%x-%x-%x-%x", u[:4], u[4:6], u[6:8], u[8:10], u[10:])
+}
+
+func uuidBytes(mac net.HardwareAddr) [16]byte {
+	sum := sha1.Sum(append([]byte("rackstrap lab "), mac...))
+	u := [16]byte(sum[:16])
+	u[6], u[8] = u[6]&0x0f|0x50, u[8]&0x3f|0x80
+	return u
 }
 
 // spareMAC is the address of a machine's second NIC: the same but for the first octet.
@@ -266,6 +276,11 @@ func (l *Lab) PowerOff(ctx context.Context, name string) error {
 			return fmt.Errorf("lab: %s: %w", name, err)
 		}
 		m.Process = process{}
+		if m.Netns != "" {
+			if err := l.unplug(ctx, m); err != nil {
+				return fmt.Errorf("lab: %s: %w", name, err)
+			}
+		}
 		l.log.Info("powered off", "machine", name)
 		return nil
 	})
@@ -281,6 +296,12 @@ func (l *Lab) Reset(ctx context.Context, name string) error {
 		}
 		if !m.Process.alive() {
 			return fmt.Errorf("lab: %s: %w", name, ErrOff)
+		}
+		if m.Firmware == Namespace {
+			if err := l.resetNamespace(ctx, s, m); err != nil {
+				return fmt.Errorf("lab: %s: reset: %w", name, err)
+			}
+			return nil
 		}
 		dir := l.machineDir(name)
 		if err := qmp(ctx, dir, qmpCommand{Execute: "stop"}); err != nil {

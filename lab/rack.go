@@ -74,6 +74,7 @@ func (l *Lab) create(ctx context.Context) (*state, error) {
 	}
 	s := &state{
 		BootID: bootID(), Namespace: l.spec.Name, Bridge: l.spec.Bridge, Gateway: l.spec.Gateway, Accel: l.spec.Accel,
+		System: l.spec.System, Program: l.spec.Program,
 	}
 	if err := writeState(l.statePath(), s); err != nil {
 		return nil, fmt.Errorf("lab: %v", err)
@@ -96,6 +97,9 @@ func (l *Lab) create(ctx context.Context) (*state, error) {
 			return nil, err
 		}
 	}
+	if err := deadEnd(ctx, s.Namespace); err != nil {
+		return nil, err
+	}
 	s.Up = true
 	if err := writeState(l.statePath(), s); err != nil {
 		return nil, fmt.Errorf("lab: %v", err)
@@ -117,6 +121,12 @@ func (l *Lab) reconcile(ctx context.Context, s *state) error {
 			continue
 		}
 		record.Machine = m
+		if m.Firmware == Namespace {
+			if s.System, s.Program = l.spec.System, l.spec.Program; record.Netns == "" {
+				record.Netns = s.Namespace + "-" + m.Name
+			}
+			continue // its board plugs it in
+		}
 		if err := l.layTap(ctx, s, record); err != nil {
 			return errors.Join(err, writeState(l.statePath(), s))
 		}
@@ -163,7 +173,7 @@ func (l *Lab) Start(ctx context.Context, cmd *exec.Cmd) (logPath string, err err
 		if cmd.Path, err = exec.LookPath("ip"); err != nil {
 			return fmt.Errorf("lab: %v", err)
 		}
-		if record.Process, err = detach(cmd, record.Log); err != nil {
+		if record.Process, err = detach(cmd, record.Log, os.O_TRUNC); err != nil {
 			return err
 		}
 		s.Appliances = append(s.Appliances, record)
@@ -174,16 +184,27 @@ func (l *Lab) Start(ctx context.Context, cmd *exec.Cmd) (logPath string, err err
 	return logPath, err
 }
 
+// StartNTP runs a time server inside the namespace, on the appliance's address, from this program (see MachineMain).
+func (l *Lab) StartNTP(ctx context.Context) error {
+	program, err := programOf(l.spec.Program)
+	if err != nil {
+		return err
+	}
+	_, err = l.Start(ctx, exec.Command(program, MachineCommand, stageNTP, l.spec.Gateway.Addr().String()))
+	return err
+}
+
 // detach starts a command in a session of its own, so that it outlives this process and its terminal, with
 // the output in a file. A goroutine collects its exit status as long as this process lives; it ends with the
 // command.
-func detach(cmd *exec.Cmd, logPath string) (process, error) {
+// flag is O_TRUNC or O_APPEND, for the file.
+func detach(cmd *exec.Cmd, logPath string, flag int) (process, error) {
 	// Go closes its own files in a child, but not what this process has inherited: a machine that kept the
 	// lock of the flock(1) above us would hold it for as long as it runs.
 	if err := unix.CloseRange(3, math.MaxInt32, unix.CLOSE_RANGE_CLOEXEC); err != nil {
 		return process{}, fmt.Errorf("lab: close_range: %v", err)
 	}
-	out, err := os.Create(logPath)
+	out, err := os.OpenFile(logPath, os.O_WRONLY|os.O_CREATE|flag, 0o644)
 	if err != nil {
 		return process{}, fmt.Errorf("lab: %v", err)
 	}
@@ -226,6 +247,9 @@ func (l *Lab) clean(ctx context.Context, s *state) error {
 	}
 	for _, m := range s.Machines {
 		faults = append(faults, m.Process.end(ctx, 0))
+		if m.Netns != "" {
+			faults = append(faults, l.dismantle(ctx, m))
+		}
 	}
 	if inode := netnsInode(s.Namespace); inode != 0 && (s.Inode == 0 || s.Inode == inode) {
 		faults = append(faults, removeNetns(ctx, s.Namespace))

@@ -28,7 +28,9 @@ type state struct {
 	Bridge     string            `json:"bridge"`
 	Gateway    netip.Prefix      `json:"gateway"`
 	Accel      string            `json:"accel,omitempty"`
-	Up         bool              `json:"up"` // false: a crash came in between
+	System     string            `json:"system,omitempty"`  // of namespace machines
+	Program    string            `json:"program,omitempty"` // that they run
+	Up         bool              `json:"up"`                // false: a crash came in between
 	Appliances []applianceRecord `json:"appliances"`
 	Machines   []*machineRecord  `json:"machines"`
 }
@@ -48,6 +50,10 @@ type machineRecord struct {
 	PowerOns   int       `json:"power_ons"`
 	SerialLog  string    `json:"serial_log,omitempty"`  // of the latest power-on
 	SerialFrom int64     `json:"serial_from,omitempty"` // where the latest reset begins in it
+
+	// Of a namespace machine; recorded before they are made.
+	Netns   string   `json:"netns,omitempty"`
+	Cgroups []string `json:"cgroups,omitempty"`
 }
 
 // machine finds a record by name.

@@ -21,6 +21,7 @@ import (
 
 	"rackstrap/inventory"
 	"rackstrap/lab"
+	"rackstrap/lab/kube"
 )
 
 // labFlags are shared by the lab's commands.
@@ -48,13 +49,14 @@ func (a *app) labCommand() *cobra.Command {
 		}
 	}
 	cmd.AddCommand(a.labUpCommand(flags), labStatusCommand(flags), labConsoleCommand(flags), labScreenshotCommand(flags),
-		labPowerCommand(flags), labPlantCommand(flags), labKubernetesCommand(), labDownCommand(flags))
+		labPowerCommand(flags), labExecCommand(flags), labPlantCommand(flags), labKubernetesCommand(), labDownCommand(flags))
 	return cmd
 }
 
 // labUp is how a virtual rack is put up.
 type labUp struct {
 	*labFlags
+	system   string // root file system of namespace machines
 	iso      string
 	bootOnly bool
 	firmware []string
@@ -82,7 +84,7 @@ func (a *app) labUpCommand(flags *labFlags) *cobra.Command {
 	cmd.Flags().BoolVar(&up.bootOnly, "boot-only", false, "use a small image that ends where the installer would begin")
 	cmd.Flags().StringSliceVar(&up.firmware, "firmware", []string{"bios", "uefi", "uefi-http"},
 		"firmware of the machines in their order, the list begins anew at its end; or NAME=FIRMWARE\n"+
-			"(bios, uefi, uefi-http, uefi-secureboot)")
+			"(bios, uefi, uefi-http, uefi-secureboot; namespace: Linux namespaces instead of QEMU)")
 	cmd.Flags().BoolVar(&up.off, "off", false, "leave the machines powered off")
 	cmd.Flags().DurationVar(&up.wait, "wait", 0, "wait so long for every machine to be installed and to boot its disk\n"+
 		"(with --boot-only: to reach the installer), and tell the timeline")
@@ -112,7 +114,7 @@ func (up *labUp) run(ctx context.Context, source []byte) error {
 	}
 	subnet := cfg.Network.Prefix
 	rack := lab.New(lab.Spec{Name: up.name, StateDir: up.stateDir, Bridge: cfg.Server.Interface,
-		Gateway: netip.PrefixFrom(cfg.Server.Address, subnet.Bits()), Machines: machines}, newLogger(slog.LevelWarn, false))
+		Gateway: netip.PrefixFrom(cfg.Server.Address, subnet.Bits()), Machines: machines, System: up.system}, newLogger(slog.LevelWarn, false))
 	if err := rack.Up(ctx); err != nil {
 		return err
 	}
@@ -149,6 +151,9 @@ func (up *labUp) configure(ctx context.Context, source []byte) (*inventory.Confi
 	if err != nil {
 		return nil, "", err
 	}
+	if system != nil {
+		up.system = system.Tree
+	}
 	file := map[string]any{}
 	if err := yaml.Unmarshal(source, &file); err != nil {
 		return nil, "", &configError{err}
@@ -176,6 +181,9 @@ func (up *labUp) configure(ctx context.Context, source []byte) (*inventory.Confi
 		for _, name := range lab.RepositoryNames() {
 			repos[name] = map[string]any{"dir": filepath.Join(system.Repositories, name), "gpgkey": inventory.NoGPGKey}
 		}
+		if err := up.cluster(ctx, file); err != nil {
+			return nil, "", err
+		}
 	}
 	if list, ok := file["machines"].([]any); ok {
 		for i, entry := range list {
@@ -197,6 +205,28 @@ func (up *labUp) configure(ctx context.Context, source []byte) (*inventory.Confi
 		return nil, "", &configError{err}
 	}
 	return cfg, path, nil
+}
+
+// cluster has machines take what they would otherwise fetch from the internet from the appliance.
+func (up *labUp) cluster(ctx context.Context, file map[string]any) error {
+	cluster, network := section(file, "cluster"), section(file, "network")
+	appliance := section(file, "server")["address"]
+	network["gateway"] = appliance // where the lab answers that nothing else can be reached
+	network["ntp"] = []any{appliance}
+	if cluster["images"] != nil {
+		return nil
+	}
+	repository, ok := cluster["image_repository"].(string)
+	if !ok {
+		repository = defaultRepository
+	}
+	dir, _, err := kube.Images(ctx, "", repository, newLogger(slog.LevelInfo, false))
+	if err != nil {
+		return err
+	}
+	cluster["images"], cluster["verify_image"] = dir, kube.WebImage
+	cluster["flannel_image"], cluster["flannel_cni_image"] = kube.FlannelImage, kube.FlannelCNIImage
+	return nil
 }
 
 // medium is the image that machines install from. system is what the lab's own image installs; nil for others.
@@ -297,7 +327,7 @@ func (up *labUp) serve(ctx context.Context, rack *lab.Lab, config string) error 
 	if _, err := rack.WaitLog(ctx, log, daemonReady); err != nil {
 		return fmt.Errorf("the appliance did not become ready: %w", err)
 	}
-	return nil
+	return rack.StartNTP(ctx)
 }
 
 // milestones are the lines of the serial console that make up a boot's timeline.

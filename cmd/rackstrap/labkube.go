@@ -9,6 +9,22 @@ import (
 	"rackstrap/lab/kube"
 )
 
+// defaultRepository is the default of cluster.image_repository.
+const defaultRepository = "registry.aliyuncs.com/google_containers"
+
+// labExecCommand looks into a namespace machine.
+func labExecCommand(flags *labFlags) *cobra.Command {
+	return &cobra.Command{Use: "exec NAME COMMAND...", Short: "Run a command in a namespace machine, as root", Args: args(cobra.MinimumNArgs(2)),
+		RunE: func(cmd *cobra.Command, given []string) error {
+			inside, err := flags.open().Inside(cmd.Context(), given[0], given[1:]...)
+			if err != nil {
+				return err
+			}
+			inside.Stdin, inside.Stdout, inside.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+			return inside.Run()
+		}}
+}
+
 // labKubernetesCommand builds ahead what namespace machines run: the first time takes ten minutes.
 func labKubernetesCommand() *cobra.Command {
 	repository := ""
@@ -25,7 +41,7 @@ func labKubernetesCommand() *cobra.Command {
 			return nil
 		},
 	}
-	cmd.Flags().StringVar(&repository, "repository", "registry.aliyuncs.com/google_containers",
+	cmd.Flags().StringVar(&repository, "repository", defaultRepository,
 		"name the images as this `REPOSITORY` would (cluster.image_repository)")
 	return cmd
 }

@@ -14,6 +14,7 @@ import (
 
 	"rackstrap/firstboot/agent"
 	"rackstrap/inventory"
+	"rackstrap/lab"
 	"rackstrap/lab/installer"
 )
 
@@ -29,6 +30,9 @@ var version = "devel"
 func main() {
 	if status, called := installer.Tool(context.Background(), os.Args); called { // as yum, in the lab
 		os.Exit(status)
+	}
+	if len(os.Args) > 1 && os.Args[1] == lab.MachineCommand { // a part of a namespace machine, in the lab
+		os.Exit(lab.MachineMain(context.Background(), os.Args[2:]))
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()

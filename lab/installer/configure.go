@@ -110,6 +110,9 @@ func (n network) unit(match string) string {
 	case n.none:
 	case n.static:
 		fmt.Fprintf(&u, "Address=%s\n", n.address)
+		if !n.noIPv6 {
+			u.WriteString("IPv6AcceptRA=no\n") // networkd is not online before routers had 12 s to answer; NetworkManager is
+		}
 		if n.gateway != (netip.Addr{}) && !n.noRoute {
 			fmt.Fprintf(&u, "Gateway=%s\n", n.gateway)
 		}

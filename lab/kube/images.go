@@ -63,9 +63,9 @@ func imagesOf(repository string) []image {
 			programs: map[string]string{"/usr/local/bin/etcd": "etcd", "/usr/local/bin/etcdctl": "etcdctl"}},
 		{name: coredns, entrypoint: "/coredns", programs: map[string]string{"/coredns": "coredns"}},
 		// The two of flannel's own manifest, whose init containers run cp(1) in them.
-		{name: "docker.io/flannel/flannel:" + FlannelVersion, entrypoint: "/opt/bin/flanneld",
+		{name: FlannelImage, entrypoint: "/opt/bin/flanneld",
 			programs: map[string]string{"/opt/bin/flanneld": "flanneld"}, system: true},
-		{name: "docker.io/flannel/flannel-cni-plugin:v1.1.2", entrypoint: "/flannel",
+		{name: FlannelCNIImage, entrypoint: "/flannel",
 			programs: map[string]string{"/flannel": "flannel"}, system: true},
 		{name: WebImage, entrypoint: "/web", programs: map[string]string{"/web": "web"}, bare: true},
 	}

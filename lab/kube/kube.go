@@ -40,6 +40,12 @@ const (
 // lab's own, where a rack would use nginx.
 const WebImage = "rackstrap.lab/web:1"
 
+// The images of flannel, as its own manifest names them.
+const (
+	FlannelImage    = "docker.io/flannel/flannel:" + FlannelVersion
+	FlannelCNIImage = "docker.io/flannel/flannel-cni-plugin:v1.1.2"
+)
+
 // Binaries are the programs in the cache.
 type Binaries struct {
 	paths map[string]string

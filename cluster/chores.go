@@ -178,7 +178,7 @@ func (c *Coordinator) choreWork(n need, m lifecycle.Member) func(*api.Work) {
 	case api.CheckNode:
 		return func(w *api.Work) { w.Node, w.IP, w.ControlPlane = n.node, m.Machine.IP.String(), isMaster }
 	case api.DeleteNode:
-		return func(w *api.Work) { w.Node, w.ControlPlane = n.node, isMaster }
+		return func(w *api.Work) { w.Node, w.IP, w.ControlPlane = n.node, m.Machine.IP.String(), isMaster }
 	}
 	return func(*api.Work) {}
 }

@@ -123,6 +123,9 @@ func decideBefore(s situation) step {
 		}
 	}
 
+	if rec.Node.Reset { // before its node is deleted: a kubelet that still runs would enter it again
+		return step{kind: stepReset}
+	}
 	if rec.State == lifecycle.Firstboot {
 		switch {
 		case rec.Node.Member == rec.Attempt && joined(rec.Node.Done):
@@ -155,7 +158,7 @@ func decideBefore(s situation) step {
 	if len(needs) > 0 {
 		return wait(s, what, needs...)
 	}
-	return resetOr(rec, step{kind: stepJoin})
+	return step{kind: stepJoin}
 }
 
 // wait is until masters have met the needs; if none can at the moment, that is the reason.

@@ -102,7 +102,7 @@ func (c *Coordinator) Reinstall(ctx context.Context, name string, o ReinstallOpt
 	case inCluster && !last && !o.Force:
 		say(fmt.Sprintf("draining %s and deleting it from the cluster", name))
 		_, err := c.ask(ctx, need{api.DeleteNode, name}, m.Record.Attempt, say, func(w *api.Work) {
-			w.Node, w.ControlPlane = name, isMaster
+			w.Node, w.IP, w.ControlPlane = name, m.Machine.IP.String(), isMaster
 		})
 		if err != nil {
 			return m.Record, fmt.Errorf("%s is not taken out of the cluster, and not reinstalled: %w (--force does not take it out)", name, err)

@@ -136,7 +136,8 @@ func (c *Coordinator) ownFailure(ctx context.Context, m lifecycle.Member, id str
 	}
 	rec, err := c.o.Rack.Advance(ctx, name, m.Record.Attempt, trigger, why, func(rec *lifecycle.Record) error {
 		n := &rec.Node
-		n.Done, n.Reset = id, true
+		n.Done = id
+		n.Reset = n.Reset || action != api.Init // what a failed init left the agent judges itself: it may be a cluster
 		count, most := &n.Tries, maxTries
 		if refused {
 			count, most = &n.TokenRefused, maxRefusals

@@ -135,7 +135,7 @@ func TestInitIsTriedThreeTimes(t *testing.T) {
 	first.spoil = spoilFirst(api.Init, 2, failure)
 	r.all()
 	r.until("settled", func() bool { return r.ready()() })
-	require.Equal(t, []api.Action{api.Init, api.Reset, api.Init, api.Reset, api.Init}, first.trace[:5])
+	require.Equal(t, []api.Action{api.Init, api.Init, api.Init}, first.trace[:3], "what it left, the agent judges: it may be a cluster")
 	require.True(t, r.told("kmaster1", "init failed, try 2 of 3: timed out waiting for the condition, (removed); images that are missing: registry.lab/etcd:3.5.9-0"))
 
 	r = newRack(t, 2, 0)
@@ -621,6 +621,7 @@ func TestDecide(t *testing.T) {
 		{"a worker begins", situation{machine: worker, cluster: done, record: rec(lifecycle.Firstboot, lifecycle.Node{})}, stepTokenID, nil},
 		{"a token is minted", situation{machine: worker, cluster: done, record: rec(lifecycle.Waiting, lifecycle.Node{TokenID: "abcdef"})}, stepWait, []api.Action{api.MintToken}},
 		{"a worker joins", situation{machine: worker, cluster: done, token: true, record: rec(lifecycle.Waiting, lifecycle.Node{TokenID: "abcdef"})}, stepJoin, nil},
+		{"a worker is reset before its node is deleted", situation{machine: worker, cluster: done, record: rec(lifecycle.Waiting, lifecycle.Node{TokenID: "abcdef", Reset: true, Member: 2})}, stepReset, nil},
 		{"a worker is reset first", situation{machine: worker, cluster: done, token: true, record: rec(lifecycle.Waiting, lifecycle.Node{TokenID: "abcdef", Reset: true})}, stepReset, nil},
 		{"a master takes its turn", situation{machine: master, cluster: done, record: rec(lifecycle.Firstboot, lifecycle.Node{})}, stepTurn, nil},
 		{"a master waits for its turn", situation{machine: master, cluster: lifecycle.Cluster{Initialised: now, Joining: "kmaster3"}, record: rec(lifecycle.Waiting, lifecycle.Node{})}, stepWait, nil},

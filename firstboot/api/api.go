@@ -113,7 +113,7 @@ type Work struct {
 	CNIManifest   string   `json:"cni_manifest,omitempty"`   // init: applied when the API answers
 	Images        []Image  `json:"images,omitempty"`         // init, join…: imported into k8s.io before kubeadm starts
 	Node          string   `json:"node,omitempty"`           // mint-token, check-node, delete-node: the node's name
-	IP            string   `json:"ip,omitempty"`             // check-node: the address of the list
+	IP            string   `json:"ip,omitempty"`             // check-node, delete-node: the address of the list
 	ControlPlane  bool     `json:"control_plane,omitempty"`  // check-node, delete-node: the node is a master
 	TTLSeconds    int      `json:"ttl_seconds,omitempty"`    // mint-token
 	Description   string   `json:"description,omitempty"`    // mint-token: node=… attempt=…

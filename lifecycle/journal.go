@@ -110,7 +110,7 @@ func (r *Rack) logEvent(e Event) {
 		level = slog.LevelError
 	case e.Level == Warn:
 		level = slog.LevelWarn
-	case e.Source == "lifecycle" || e.Source == "operator":
+	case e.Source == "lifecycle" || e.Source == "operator" || e.Source == "cluster":
 		level = slog.LevelInfo
 	}
 	attrs := []slog.Attr{slog.String("source", e.Source), slog.String("kind", e.Kind)}

@@ -94,6 +94,9 @@ func whatText(st operator.Status, m lifecycle.Status) string {
 	if why := st.Cluster.Waiting[m.Name]; why != "" {
 		parts = append(parts, why)
 	}
+	if m.State == lifecycle.Ready && !m.Record.Begun.IsZero() {
+		parts = append(parts, fmt.Sprintf("Ready %s after its power-on", age(m.Record.Since, m.Record.Begun)))
+	}
 	if len(parts) == 0 || m.State == lifecycle.Failed {
 		parts = append(parts, m.Reason)
 	}

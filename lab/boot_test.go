@@ -104,9 +104,8 @@ func TestInstallerOverTheNetwork(t *testing.T) {
 	}
 	_, err = l.Start(ctx, exec.Command(busybox, "httpd", "-f", "-v", "-p", "10.10.10.1:80", "-h", www))
 	require.NoError(t, err)
-	// iPXE waits some 13 s for an IPv6 router; one that announces itself saves them.
-	require.NoError(t, l.Command(ctx, "ip", "addr", "add", "fd00:10::1/64", "dev", l.Bridge(), "nodad").Run())
-	_, err = l.Start(ctx, exec.Command(dnsmasq, "--enable-ra", "--dhcp-range=::,constructor:"+l.Bridge()+",ra-stateless", "-d", "-C", "/dev/null", "-p", "0", "--log-facility=-",
+	startNoRouter(t, l)
+	_, err = l.Start(ctx, exec.Command(dnsmasq, "-d", "-C", "/dev/null", "-p", "0", "--log-facility=-",
 		"-i", l.Bridge(), "--dhcp-range=10.10.10.50,10.10.10.50", "--dhcp-leasefile="+filepath.Join(www, "leases"),
 		"--dhcp-boot=http://10.10.10.1/boot"))
 	require.NoError(t, err)

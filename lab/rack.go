@@ -100,6 +100,9 @@ func (l *Lab) create(ctx context.Context) (*state, error) {
 	if err := deadEnd(ctx, s.Namespace); err != nil {
 		return nil, err
 	}
+	if _, err := ip(ctx, "-n", s.Namespace, "addr", "add", routerAddress+"/64", "dev", s.Bridge, "nodad"); err != nil {
+		l.log.Info("no IPv6 in the lab; iPXE will wait for it in vain", "error", err) // switched off on this host
+	}
 	s.Up = true
 	if err := writeState(l.statePath(), s); err != nil {
 		return nil, fmt.Errorf("lab: %v", err)

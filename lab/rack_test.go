@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -19,12 +20,22 @@ import (
 	"rackstrap/internal/testenv"
 )
 
+// routerEnv makes the test binary NoRouter, on the interface named.
+const routerEnv = "RACKSTRAP_LAB_TEST_ROUTER"
+
 // crashEnv makes the test binary a helper that brings a lab up and then waits to be killed.
 const crashEnv = "RACKSTRAP_LAB_TEST_CRASH"
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(crashEnv); dir != "" {
 		crashHelper(dir)
+		return
+	}
+	if nic := os.Getenv(routerEnv); nic != "" {
+		if err := NoRouter(context.Background(), nic); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
 		return
 	}
 	os.Exit(m.Run())
@@ -85,6 +96,48 @@ func processesIn(t testing.TB, dir string) (found []string) {
 		}
 	}
 	return found
+}
+
+// startNoRouter runs NoRouter in the lab.
+func startNoRouter(t testing.TB, l *Lab) {
+	t.Helper()
+	self, err := os.Executable()
+	require.NoError(t, err)
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), routerEnv+"="+l.Bridge())
+	_, err = l.Start(t.Context(), cmd)
+	require.NoError(t, err)
+}
+
+// A host that asks for a router is told at once that there is none; it gets neither a route nor an address.
+func TestNoRouter(t *testing.T) {
+	testenv.NeedFile(t, "/proc/sys/net/ipv6")
+	l := newTestLab(t)
+	ctx := deadline(t, time.Minute)
+	require.NoError(t, l.Up(ctx))
+	startNoRouter(t, l)
+	host := l.spec.Name + "h"
+	t.Cleanup(func() { exec.Command("ip", "netns", "del", host).Run() })
+	for _, args := range [][]string{
+		{"netns", "add", host},
+		{"link", "add", "port0", "netns", l.spec.Name, "type", "veth", "peer", "name", "eth0", "netns", host},
+		{"-n", l.spec.Name, "link", "set", "port0", "master", l.Bridge(), "up"},
+		{"-n", host, "link", "set", "eth0", "up"}, // from here on its kernel asks, a few times
+	} {
+		_, err := ip(ctx, args...)
+		require.NoError(t, err)
+	}
+	require.Eventually(t, func() bool {
+		counters, err := output(ctx, "ip", "netns", "exec", host, "cat", "/proc/net/dev_snmp6/eth0")
+		require.NoError(t, err)
+		return regexp.MustCompile(`Icmp6InRouterAdvertisements\s+[1-9]`).MatchString(counters)
+	}, 30*time.Second, 50*time.Millisecond, "no advertisement")
+	routes, err := ip(ctx, "-n", host, "-6", "route", "show", "default")
+	require.NoError(t, err)
+	require.Empty(t, routes)
+	addresses, err := ip(ctx, "-n", host, "-6", "addr", "show", "dev", "eth0", "scope", "global")
+	require.NoError(t, err)
+	require.Empty(t, addresses)
 }
 
 func TestUpAndDown(t *testing.T) {

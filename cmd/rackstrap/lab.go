@@ -302,20 +302,27 @@ func (up *labUp) machines(cfg *inventory.Config) ([]lab.Machine, error) {
 
 var daemonReady = regexp.MustCompile(`(?m)^ready$`)
 
-// serve starts the appliance inside the lab and waits until it is ready.
+// serve starts the appliance inside the lab and waits until it is ready. Beside it, one answers whoever asks for
+// an IPv6 router.
 func (up *labUp) serve(ctx context.Context, rack *lab.Lab, config string) error {
-	running, err := rack.Appliances()
+	all, err := rack.Appliances()
 	if err != nil {
 		return err
 	}
-	for _, a := range running {
-		if a.Running {
-			return nil // `lab up` again
-		}
+	running := func(command string) bool { // `lab up` again
+		return slices.ContainsFunc(all, func(a lab.ApplianceStatus) bool { return a.Running && slices.Contains(a.Args, command) })
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return err
+	}
+	if router := labRouterCommand().Name(); !running(router) {
+		if _, err := rack.Start(ctx, exec.Command(self, router, rack.Bridge())); err != nil {
+			return err
+		}
+	}
+	if running("serve") {
+		return nil
 	}
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()

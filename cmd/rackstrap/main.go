@@ -73,7 +73,7 @@ func rootCommand() *cobra.Command {
 		app.mediaCommand(),
 		app.labCommand(),
 		app.agentCommand(),
-		labInstallerCommand(),
+		labInstallerCommand(), labRouterCommand(),
 		app.versionCommand(),
 	)
 	return root

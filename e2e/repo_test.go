@@ -242,3 +242,39 @@ func examineCache(t *testing.T, data string) (files int) {
 	}))
 	return files
 }
+
+// A reload puts other repositories in force, and refuses those that are none.
+func TestReloadRepositories(t *testing.T) {
+	all := repotest.Make("gz", map[string][]byte{"a-1-1.noarch.rpm": []byte("a")})
+	up := newUpstream(t, all)
+	config, _ := repoConfig(t, up.URL)
+	url, _ := serveRepos(t, config)
+	status := func(repo, path string) int {
+		resp, err := http.Get(strings.Replace(url, "/base/", "/"+repo+"/", 1) + path)
+		require.NoError(t, err)
+		resp.Body.Close()
+		return resp.StatusCode
+	}
+	require.Equal(t, 200, status("base", "a-1-1.noarch.rpm"))
+	require.Equal(t, 404, status("near", "a-1-1.noarch.rpm"))
+
+	near := t.TempDir()
+	text, err := os.ReadFile(config)
+	require.NoError(t, err)
+	change := func(repos string) {
+		changed := regexp.MustCompile(`\{base: \{[^}]*\}\}`).ReplaceAllString(string(text), repos)
+		require.NotEqual(t, string(text), changed)
+		require.NoError(t, os.WriteFile(config, []byte(changed), 0o600))
+	}
+	change("{near: {dir: " + near + "}}")
+	out, err := tryRackstrap(t, "--config", config, "reload")
+	require.Error(t, err)
+	require.Contains(t, out, near+" is not a package repository")
+	require.Equal(t, 200, status("base", "a-1-1.noarch.rpm"), "the old one stays")
+
+	require.NoError(t, all.Write(near))
+	out = rackstrap(t, "--config", config, "reload")
+	require.Contains(t, out, "changed: install.repos.near: none -> "+near)
+	require.Equal(t, 404, status("base", "a-1-1.noarch.rpm"))
+	require.Equal(t, 200, status("near", "a-1-1.noarch.rpm"))
+}

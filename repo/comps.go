@@ -19,7 +19,7 @@ func newComps() *comps { return &comps{groups: map[string]bool{}, environments: 
 func parseComps(r io.Reader) (*comps, error) {
 	c := newComps()
 	t := newTokens(r, "comps")
-	err := t.document(nil, func(tag xml.StartElement) error {
+	err := t.document(func(tag xml.StartElement) error {
 		into := map[string]map[string]bool{"group": c.groups, "environment": c.environments}[tag.Name.Local]
 		if into == nil {
 			return t.skip()

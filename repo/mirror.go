@@ -391,9 +391,6 @@ func (m *mirror) index(n *set, list []metadata) error {
 					elsewhere++
 					return nil
 				}
-				if other, twice := n.packages[p.path]; twice && other.sum != p.sum {
-					return fmt.Errorf("%s is there twice", p.path)
-				}
 				n.packages[p.path] = p.want
 				return nil
 			})

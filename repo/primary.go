@@ -24,19 +24,13 @@ type rpmPackage struct {
 	provides                []string // only if asked for
 }
 
-// parsePrimary reads primary.xml, and calls f for every package. What each provides is read if asked for.
+// parsePrimary reads primary.xml, and calls f for every package. What each provides is read if asked for. How many
+// packages the root element announces is not held against it: yum and dnf do not either, and the checksum in
+// repomd.xml tells a whole file from a part.
 func parsePrimary(r io.Reader, provides bool, f func(rpmPackage) error) error {
 	t := newTokens(r, "metadata")
-	said, n := int64(-1), int64(0)
-	err := t.document(func(root xml.StartElement) error {
-		text := attribute(root, "packages")
-		if text == "" {
-			return nil
-		}
-		var err error
-		said, err = number(text, maxPackages)
-		return err
-	}, func(tag xml.StartElement) error {
+	n := 0
+	return t.document(func(tag xml.StartElement) error {
 		if tag.Name.Local != "package" {
 			return t.skip()
 		}
@@ -49,10 +43,6 @@ func parsePrimary(r io.Reader, provides bool, f func(rpmPackage) error) error {
 		}
 		return f(p)
 	})
-	if err == nil && said >= 0 && said != n {
-		err = fmt.Errorf("it announces %d packages and lists %d", said, n)
-	}
-	return err
 }
 
 func (t *tokens) rpm(provides bool) (p rpmPackage, err error) {
@@ -100,8 +90,8 @@ func (t *tokens) rpm(provides bool) (p rpmPackage, err error) {
 	case len(p.name)+len(p.arch)+len(p.epoch)+len(p.version)+len(p.release) > 2048:
 		err = errors.New("its name is too long")
 	case p.elsewhere:
-	case p.path == "" || p.sum.kind == "" || p.size < 0:
-		err = errors.New("it has no location, checksum or size")
+	case p.path == "" || p.sum.kind == "":
+		err = errors.New("it has no location or checksum")
 	case p.path == repomdPath:
 		err = errors.New("its location is repomd.xml")
 	}

@@ -45,7 +45,7 @@ func parseRepomd(text []byte) ([]metadata, error) {
 	var list []metadata
 	paths, primary := map[string]bool{}, false
 	t := newTokens(bytes.NewReader(text), "repomd")
-	err := t.document(nil, func(tag xml.StartElement) error {
+	err := t.document(func(tag xml.StartElement) error {
 		if tag.Name.Local != "data" {
 			return t.skip()
 		}

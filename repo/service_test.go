@@ -12,11 +12,14 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/stretchr/testify/require"
+
+	"rackstrap/internal/testenv"
 )
 
 // Every file is fetched once, and served from the cache afterwards: also after a restart.
@@ -163,6 +166,14 @@ var faults = map[string]struct {
 		w.WriteHeader(http.StatusPartialContent)
 		w.Write(text[:len(text)-1])
 	}, false, "answers 206"},
+	"drips": {func(w http.ResponseWriter, r *http.Request, text []byte) {
+		w.Header().Set("Content-Length", fmt.Sprint(len(text)))
+		for i := 0; i < len(text) && r.Context().Err() == nil; i++ {
+			w.Write(text[i : i+1])
+			w.(http.Flusher).Flush()
+			time.Sleep(5 * time.Millisecond)
+		}
+	}, false, "sends nothing any more"},
 	"stalls": {func(w http.ResponseWriter, r *http.Request, text []byte) {
 		w.Header().Set("Content-Length", fmt.Sprint(len(text)))
 		w.Write(text[:len(text)/2])
@@ -180,7 +191,7 @@ func TestLiesAboutPackages(t *testing.T) {
 			all := small(t)
 			up := newUpstream(t, all)
 			b := serve(t, up, t.TempDir(), func(o *Options) {
-				if name == "stalls" {
+				if name == "stalls" || name == "drips" {
 					o.StallTimeout = 200 * time.Millisecond
 				}
 			})
@@ -222,7 +233,7 @@ func TestLiesAboutMetadata(t *testing.T) {
 				old := small(t)
 				up := newUpstream(t, old)
 				b := serve(t, up, t.TempDir(), func(o *Options) {
-					if name == "stalls" {
+					if name == "stalls" || name == "drips" {
 						o.StallTimeout = 200 * time.Millisecond
 					}
 				})
@@ -592,6 +603,43 @@ func TestDamagedCache(t *testing.T) {
 	b = serve(t, up, b.dir)
 	b.good(all.find(t, "primary"), all[all.find(t, "primary")])
 	b.good(repomdPath, all[repomdPath])
+}
+
+// A full disk is a fault of ours, for that file alone.
+func TestDiskFull(t *testing.T) {
+	testenv.NeedRoot(t)
+	dir := t.TempDir()
+	require.NoError(t, syscall.Mount("tmpfs", dir, "tmpfs", 0, "size=1m"))
+	t.Cleanup(func() { require.NoError(t, syscall.Unmount(dir, 0)) })
+	all := makeRepo(t, "gz", map[string][]byte{"large-1-1.noarch.rpm": content(1, 2<<20), "small-1-1.noarch.rpm": content(2, 1000)})
+	b := serve(t, newUpstream(t, all), dir)
+	_, err := b.get("large-1-1.noarch.rpm")
+	require.ErrorIs(t, err, syscall.ENOSPC)
+	var wrong *UpstreamError
+	require.False(t, errors.As(err, &wrong))
+	require.Equal(t, 0, partials(t, dir))
+	b.good("small-1-1.noarch.rpm", all["small-1-1.noarch.rpm"])
+	require.NoError(t, b.Close())
+}
+
+// A package whose size the metadata does not say is served when all of it is there.
+func TestSizeUnknown(t *testing.T) {
+	all := makeRepo(t, "", map[string][]byte{"a-1-1.noarch.rpm": content(1, 200_000)})
+	old := all.find(t, "primary")
+	primary := bytes.Replace(all[old], []byte(`<size package="200000" installed="1" archive="1"/>`), nil, 1)
+	path := "repodata/other-primary.xml"
+	all[path] = primary
+	repomd := strings.NewReplacer(old, path, sumOf(all[old]).hex, sumOf(primary).hex, fmt.Sprintf("<size>%d</size>", len(all[old])), "").Replace(string(all[repomdPath]))
+	all[repomdPath] = []byte(repomd)
+	up := newUpstream(t, all)
+	b := serve(t, up, t.TempDir())
+	b.good(path, primary)
+	f, err := b.Open(t.Context(), Request{Repo: "up", Path: "a-1-1.noarch.rpm", Head: true})
+	require.NoError(t, err)
+	require.EqualValues(t, 200_000, f.Content.Size())
+	require.NoError(t, f.Content.Close())
+	b.good("a-1-1.noarch.rpm", all["a-1-1.noarch.rpm"])
+	require.Equal(t, 1, up.count("a-1-1.noarch.rpm"))
 }
 
 // A client that goes away ends its own request, not the download.

@@ -41,7 +41,7 @@ func lie(format string, args ...any) *fault { return &fault{fmt.Sprintf(format, 
 // errAbsent is the upstream's 404.
 var errAbsent = fmt.Errorf("not in the repository: %w", fs.ErrNotExist)
 
-var errStalled = errors.New("the server sends nothing any more")
+var errStalled = errors.New("sends nothing any more, or next to nothing")
 
 // maxRedirects is how often an upstream may send us on. Mirrors do it once, or twice.
 const maxRedirects = 5

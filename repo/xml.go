@@ -112,7 +112,7 @@ func (t *tokens) children(f func(tag xml.StartElement) error) error {
 }
 
 // document calls f for every element inside the root, and reads to the end of the text.
-func (t *tokens) document(root func(tag xml.StartElement) error, f func(tag xml.StartElement) error) error {
+func (t *tokens) document(f func(tag xml.StartElement) error) error {
 	for ended := false; ; {
 		token, err := t.next()
 		switch {
@@ -124,19 +124,13 @@ func (t *tokens) document(root func(tag xml.StartElement) error, f func(tag xml.
 		if text, ok := token.(xml.CharData); ok && len(bytes.TrimSpace(text)) > 0 {
 			return errors.New("a text is in it outside of all elements")
 		}
-		tag, ok := token.(xml.StartElement)
-		if !ok {
+		if _, ok := token.(xml.StartElement); !ok {
 			continue
 		}
 		if ended {
 			return errors.New("more follows its end")
 		}
 		ended = true
-		if root != nil {
-			if err := root(tag); err != nil {
-				return err
-			}
-		}
 		if err := t.children(f); err != nil {
 			return err
 		}

@@ -191,6 +191,11 @@ func TestRepoSpecs(t *testing.T) {
 	require.Contains(t, string(text), "|baseurl=http://10.10.10.1:8080/repo/base/\n")
 	require.Contains(t, string(text), "|baseurl=http://mirror.lab/$releasever/$basearch/\n", "directly")
 
+	cfg.Machines[0].Install.Repos["docker-ce"] = inventory.Repo{URL: "http://mirror.lab/$infra/", Via: inventory.ViaAppliance}
+	_, err = repoSpecs(renderer, cfg)
+	require.ErrorContains(t, err, "kmaster: repos.docker-ce: its URL has a variable that the appliance cannot resolve")
+	cfg.Machines[0].Install.Repos["docker-ce"] = cfg.Machines[1].Install.Repos["docker-ce"]
+
 	// The same name and URL, for machines of different profiles: another repository.
 	cfg.Machines[1].Install.Profile = "rocky-9"
 	_, err = repoSpecs(renderer, cfg)

@@ -73,6 +73,10 @@ func repoSpecs(r *kickstart.Renderer, cfg *inventory.Config) ([]repo.Spec, error
 			if source.Via != inventory.ViaAppliance {
 				continue
 			}
+			if strings.Contains(source.URL, "$") {
+				faults = append(faults, fmt.Errorf("%s: repos.%s: its URL has a variable that the appliance cannot resolve: only $basearch and $releasever, or via: direct", m.Name, source.Name))
+				continue
+			}
 			spec := repo.Spec{Name: source.Name, Dir: source.Dir, URL: source.URL, Keys: source.Keys}
 			other, twice := specs[spec.Name]
 			switch {

@@ -91,3 +91,19 @@ func TestPreReportsTheDisk(t *testing.T) {
 	require.Zero(t, status, out)
 	require.Equal(t, []told{{3, 50, "progress", "pre", "looking for the disk that is >=40G"}, {3, 100, "progress", "pre", "vda is >=40G"}}, s.told())
 }
+
+// While a step takes long, the appliance goes on hearing of it.
+func TestPostIsHeardDuringALongStep(t *testing.T) {
+	s := newSandbox(t)
+	s.write("fast", "") // four minutes are a quarter of a second
+	s.write("slow", `for i in {1..600}; do
+  [ "$(grep -c '"text":"packages"' /progress)" -lt 3 ] || exit 0
+  /usr/bin/sleep 0.1
+done
+exit 1
+`)
+	out, status := s.run(script(t, newRenderer(t), input("centos-7.9", "knode1"), "%post"))
+	require.Zero(t, status, out)
+	require.GreaterOrEqual(t, strings.Count(s.read("progress"), `"percent":5,"text":"packages"`), 3)
+	require.Contains(t, s.read("curl.body"), `"kind":"installed"`)
+}

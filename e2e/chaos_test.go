@@ -62,6 +62,7 @@ func newAgentRack(t testing.TB, prefix string) *agentRack {
 	t.Helper()
 	testenv.NeedRoot(t)
 	testenv.NeedTool(t, "ip", "curl")
+	prefix += strconv.Itoa(os.Getpid())  // somebody else may try the same on this host
 	dir, err := os.MkdirTemp("", prefix) // short: a socket's path has 108 bytes
 	require.NoError(t, err)
 	r := &agentRack{t: t, prefix: prefix, dir: dir, switches: prefix + "-sw", kube: fakekube.Open(filepath.Join(dir, "cluster.json"))}
@@ -479,7 +480,7 @@ func TestChaos(t *testing.T) {
 		t.Run(fmt.Sprintf("lane%d", lane), func(t *testing.T) {
 			t.Parallel()
 			for seed := range next {
-				t.Run(fmt.Sprintf("seed%d", seed), func(t *testing.T) { chaosRound(t, seed, fmt.Sprintf("e2ec%d", lane)) })
+				t.Run(fmt.Sprintf("seed%d", seed), func(t *testing.T) { chaosRound(t, seed, fmt.Sprintf("e2ec%d-", lane)) })
 				if t.Failed() {
 					return
 				}

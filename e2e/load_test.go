@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -55,7 +56,7 @@ type loadCalls struct {
 func TestNodesAtOnce(t *testing.T) {
 	testenv.NeedRoot(t)
 	count := number(t, "RACKSTRAP_LOAD_NODES", 50)
-	const ns = "e2eload"
+	ns := "e2eload" + strconv.Itoa(os.Getpid()) // somebody else may try the same on this host
 	remove := func() { exec.Command("ip", "netns", "del", ns).Run() }
 	remove()
 	t.Cleanup(remove)

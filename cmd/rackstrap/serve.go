@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"runtime/debug"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -41,6 +42,7 @@ func (a *app) serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			limitMemory(cfg)
 			d.announce(cmd.OutOrStdout())
 			return d.run(cmd.Context())
 		},
@@ -48,6 +50,14 @@ func (a *app) serveCommand() *cobra.Command {
 	cmd.Flags().TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	cmd.Flags().BoolVar(&jsonLog, "log-json", false, "log as JSON")
 	return cmd
+}
+
+// limitMemory has the garbage collected more often once there is much of it: a rack that calls home at the same moment
+// leaves plenty, and the host may be a small one. It is a soft limit that grows with the list; GOMEMLIMIT overrides it.
+func limitMemory(cfg *inventory.Config) {
+	if os.Getenv("GOMEMLIMIT") == "" {
+		debug.SetMemoryLimit(96<<20 + int64(len(cfg.Machines))*16<<10)
+	}
 }
 
 // reloadConfig reads and checks the file again, as serve did at first.

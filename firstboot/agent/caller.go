@@ -74,7 +74,7 @@ func NewClient(ca []byte, dial func(ctx context.Context, network, address string
 			TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
 			TLSHandshakeTimeout:   20 * time.Second,
 			ResponseHeaderTimeout: longPoll + callLimit,
-			MaxIdleConnsPerHost:   2,
+			MaxIdleConnsPerHost:   1, // a thousand agents with two each are a burden to the appliance
 			IdleConnTimeout:       90 * time.Second,
 		},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

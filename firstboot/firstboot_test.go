@@ -237,3 +237,18 @@ func TestAuthorityStays(t *testing.T) {
 	_, err = OpenAuthority(dir, now)
 	require.ErrorContains(t, err, "no certificate with its key")
 }
+
+// FuzzFailureOf: whatever a machine sends, what `status` shows is one short line.
+func FuzzFailureOf(f *testing.F) {
+	f.Add("post", "rackstrap: packages\npackage x is not installed\nrackstrap: failed at: rpm (status 1)\n")
+	f.Add("", "\n\x00rackstrap: \xff ERR ")
+	f.Fuzz(func(t *testing.T, phase, tail string) {
+		if len(phase) > 100 {
+			return
+		}
+		reason := failureOf(phase, tail)
+		require.NotEmpty(t, reason)
+		require.LessOrEqual(t, len(reason), maxReason+len(phase)+40)
+		require.Equal(t, -1, strings.IndexFunc(reason, func(r rune) bool { return r < ' ' || r == 0x7f || r > '~' && r != '…' }), "%q", reason)
+	})
+}

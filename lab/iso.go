@@ -29,7 +29,7 @@ const (
 )
 
 // isoRecipe is part of the cached ISO's name: raise it when the layout changes.
-const isoRecipe = "2"
+const isoRecipe = "3"
 
 // BuildISO writes an image that a boot server cannot tell from CentOS-7-x86_64-Minimal-2009 by its layout:
 // .treeinfo, .discinfo, images/pxeboot, EFI/BOOT, LiveOS, repodata, Packages, with Rock Ridge and Joliet names.
@@ -268,10 +268,19 @@ menuentry 'Install CentOS 7 (rackstrap lab)' {
 }
 `
 
-// A repository without packages, whose groups are those of the Minimal ISO.
+// A repository whose groups are those of the Minimal ISO. Nothing is installed from it, so there are no packages
+// in it; it names the one of the Minimal ISO that kickstarts ask for, since the appliance looks it up before it serves.
 const (
 	primaryXML = `<?xml version="1.0" encoding="UTF-8"?>
-<metadata xmlns="http://linux.duke.edu/metadata/common" xmlns:rpm="http://linux.duke.edu/metadata/rpm" packages="0">
+<metadata xmlns="http://linux.duke.edu/metadata/common" xmlns:rpm="http://linux.duke.edu/metadata/rpm" packages="1">
+<package type="rpm">
+  <name>chrony</name>
+  <arch>x86_64</arch>
+  <version epoch="0" ver="3.4" rel="1.el7"/>
+  <checksum type="sha256" pkgid="YES">e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855</checksum>
+  <size package="0"/>
+  <location href="Packages/chrony-3.4-1.el7.x86_64.rpm"/>
+</package>
 </metadata>
 `
 	compsXML = `<?xml version="1.0" encoding="UTF-8"?>

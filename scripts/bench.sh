@@ -205,6 +205,11 @@ for n in 1 64; do
 done
 echo
 echo "memory: $at_rest MiB at rest, $under_dhcp MiB at most under DHCP, $under_load MiB at most under TFTP and HTTP"
+echo
+echo "kickstarts rendered per second of one processor (aim: 5,000):"
+go test -run '^$' -bench '^BenchmarkRender$' -cpu 1 -benchtime 2s ./kickstart |
+  awk '/^BenchmarkRender/ { for (i = 2; i < NF; i++) if ($(i + 1) == "kickstarts/cpu-s") printf "  %-10s %d\n", substr($1, 17), $i }'
+echo
 scripts/bench-repo.sh
 echo
 scripts/bench-nodes.sh

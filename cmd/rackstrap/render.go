@@ -24,7 +24,8 @@ func (a *app) renderCommand() *cobra.Command {
 		Short: "Print what a machine is served: now, or (without a daemon) what the configuration says for a new one",
 		Long: "Prints what a machine is served: now, or (without a daemon) what the configuration says for a new one.\n" +
 			"A kickstart is always that of the file, with a token that opens nothing. With --diff it is compared with\n" +
-			"that of the configuration that the daemon has in force; then NAME may be left out: all machines.\n" +
+			"that of the configuration that the daemon has in force; then NAME may be left out: all machines. What is\n" +
+			"under server takes effect at the next start only.\n" +
 			"The files for kubeadm init and join have tokens and keys that open nothing, too.",
 		ValidArgs: []string{"ipxe", "grub", "kickstart", "init-config", "join-config"},
 	}

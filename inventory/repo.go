@@ -49,7 +49,13 @@ func (s Server) RepoURL(name string, r Repo) string {
 // ExpandRepoURL resolves the two variables of yum and dnf that URLs of repositories use: $releasever, and
 // $basearch, which is always x86_64 here.
 func ExpandRepoURL(url, release string) string {
-	return strings.NewReplacer("$basearch", "x86_64", "${basearch}", "x86_64", "$releasever", release, "${releasever}", release).Replace(url)
+	// Not a strings.Replacer: making one costs more than rendering the rest of a repository.
+	for variable, value := range map[string]string{"basearch": "x86_64", "releasever": release} {
+		if strings.Contains(url, variable) {
+			url = strings.ReplaceAll(strings.ReplaceAll(url, "$"+variable, value), "${"+variable+"}", value)
+		}
+	}
+	return url
 }
 
 // repo reads one repository; faults are noted if its keys are those of the section that is read.

@@ -190,29 +190,31 @@ func (c *Coordinator) releaseTurn(ctx context.Context) {
 
 // completeRack says, once, that every machine of the list is ready.
 func (c *Coordinator) completeRack(ctx context.Context) {
-	members := c.o.Rack.Members("")
 	var first, last time.Time
-	for _, m := range members {
-		rec := m.Record
+	ready, all := 0, true
+	c.o.Rack.EachMember(func(_ *inventory.Machine, rec lifecycle.Record) bool {
 		if rec.State != lifecycle.Ready {
-			return
+			all = false
+			return false
 		}
+		ready++
 		if !rec.Begun.IsZero() && (first.IsZero() || rec.Begun.Before(first)) {
 			first = rec.Begun
 		}
 		if rec.Since.After(last) {
 			last = rec.Since
 		}
-	}
-	if len(members) == 0 || len(members) < len(c.o.Rack.Config().Machines) {
-		return // a slot is still free
+		return true
+	})
+	if !all || ready == 0 || ready < len(c.o.Rack.Config().Machines) { // fewer: a slot is still free
+		return
 	}
 	_, err := c.o.Rack.UpdateCluster(ctx, func(cl *lifecycle.Cluster) (*lifecycle.Event, error) {
 		if !cl.Complete.Before(last) {
 			return nil, nil
 		}
 		cl.Complete = last
-		text := fmt.Sprintf("the rack is complete: %d machines are Ready", len(members))
+		text := fmt.Sprintf("the rack is complete: %d machines are Ready", ready)
 		if !first.IsZero() {
 			text += fmt.Sprintf(", %s after the first power-on", last.Sub(first).Round(time.Second))
 		}

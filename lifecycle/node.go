@@ -82,6 +82,19 @@ func (r *Rack) Members(role inventory.Role) []Member {
 	return all
 }
 
+// EachMember calls each for the machines of Members(""), in that order, until it returns false. It copies nothing: each
+// must neither change the machine nor call the Rack.
+func (r *Rack) EachMember(each func(m *inventory.Machine, rec Record) bool) {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	for i := range r.config.Machines {
+		m := &r.config.Machines[i]
+		if rec, ok := r.records[m.Name]; ok && (!m.MAC.IsZero() || rec.Enrolled) && !each(m, rec) {
+			return
+		}
+	}
+}
+
 // CallHome exchanges the install token of an attempt for a credential, which is returned once and kept as a hash. As
 // long as no call has shown the credential to have arrived, the exchange can be repeated and makes a new one. A machine
 // whose %post could not report its end is taken as installed: its agent would not run otherwise. The function notes what

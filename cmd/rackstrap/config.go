@@ -114,6 +114,9 @@ func (a *app) checkCommand() *cobra.Command {
 			if err := checkServers(cmd, cfg); err != nil {
 				return &configError{err}
 			}
+			if err := checkImages(cmd, cfg); err != nil {
+				return &configError{err}
+			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: good: %d machines, %d media\n", cfg.Path, len(cfg.Machines), len(cfg.Media))
 			return nil
 		},

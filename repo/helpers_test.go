@@ -3,6 +3,7 @@ package repo
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -176,6 +177,12 @@ func (b *bench) get(path string) ([]byte, error) {
 func (b *bench) good(path string, want []byte) {
 	b.tb.Helper()
 	got, err := b.get(path)
+	var slow *UpstreamError
+	for try := 0; errors.As(err, &slow) && b.o.StallTimeout < time.Second && try < 100; try++ {
+		// On a loaded machine our own upstream may be too slow for a test of slow ones.
+		b.clock.pass(retryAfter)
+		got, err = b.get(path)
+	}
 	require.NoError(b.tb, err, path)
 	require.True(b.tb, bytes.Equal(want, got), "%s: other bytes", path)
 }

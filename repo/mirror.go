@@ -34,6 +34,10 @@ type mirror struct {
 	checked time.Time
 	failure failure // of the last attempt to refresh
 	refresh *call   // under way
+	alarmed struct {
+		reason string
+		at     time.Time
+	} // by the refresh: there is one at a time
 
 	others others
 }
@@ -221,6 +225,7 @@ func (m *mirror) renew(ctx context.Context, c *call) {
 		switch err = m.s.failed(m.name, repomdPath, err); {
 		case old != nil:
 			m.s.o.Log.Warn("repo: the last good metadata stays in force", "repo", m.name, "of", old.time, "err", err)
+			m.alarm(err)
 		default:
 			m.s.o.Log.Warn("repo: no metadata", "repo", m.name, "err", err)
 		}
@@ -269,6 +274,19 @@ func succeed(newest *set, before []*set) []*set {
 	return sets
 }
 
+// alarm tells of an upstream that lies while the last good metadata is served: nobody else would see it. The same
+// once in ten minutes.
+func (m *mirror) alarm(err error) {
+	var wrong *UpstreamError
+	if !errors.As(err, &wrong) || !wrong.Lie || m.s.o.Alarm == nil {
+		return
+	}
+	if now := m.s.o.Now(); m.alarmed.reason != wrong.Reason || now.Sub(m.alarmed.at) > 10*time.Minute {
+		m.alarmed.reason, m.alarmed.at = wrong.Reason, now
+		m.s.o.Alarm(wrong.Error() + ": its last good metadata is served")
+	}
+}
+
 // errSwitched: the upstream's files did not fit its repomd.xml.
 var errSwitched = errors.New("the metadata changed while it was fetched")
 
@@ -281,7 +299,7 @@ func (m *mirror) fetchSet(ctx context.Context, old *set) (*set, error) {
 	if old != nil && old.modified != "" {
 		header.Set("If-Modified-Since", old.modified)
 	}
-	r, err := m.s.get(trusting(ctx), m.name, join(m.base, repomdPath), header)
+	r, err := m.s.getTwice(trusting(ctx), m.name, join(m.base, repomdPath), header)
 	if err != nil {
 		return nil, err
 	}
@@ -356,7 +374,7 @@ func (m *mirror) ensure(ctx context.Context, w want) error {
 }
 
 func (m *mirror) fetchSignature(ctx context.Context) ([]byte, error) {
-	r, err := m.s.get(trusting(ctx), m.name, join(m.base, repomdPath+".asc"), nil)
+	r, err := m.s.getTwice(trusting(ctx), m.name, join(m.base, repomdPath+".asc"), nil)
 	if err != nil {
 		return nil, err
 	}

@@ -195,16 +195,9 @@ func (o *others) fetch(ctx context.Context, from *url.URL, old *other) (*other, 
 			header.Set("If-Modified-Since", old.Modified)
 		}
 	}
-	var r *response
-	var err error
-	for attempt := range 2 {
-		if r, err = s.get(trusting(ctx), o.m.name, from, header); err == nil {
-			break
-		}
-		var again *fault
-		if !errors.As(err, &again) || again.final || attempt == 1 {
-			return nil, err
-		}
+	r, err := s.getTwice(trusting(ctx), o.m.name, from, header)
+	if err != nil {
+		return nil, err
 	}
 	defer r.close()
 	if len(header) > 0 && r.StatusCode == http.StatusNotModified {

@@ -48,6 +48,7 @@ type Options struct {
 	Log     *slog.Logger
 	Now     func() time.Time
 	Metrics prometheus.Registerer                 // where the counters go; nil: nowhere
+	Alarm   func(text string)                     // told of an upstream that lies while nobody gets an error; nil: nobody is told
 	Proxy   func(*http.Request) (*url.URL, error) // for requests to upstreams; nil: none
 
 	Fresh        time.Duration // how long metadata is served without asking upstream whether it changed (60 s)
@@ -296,6 +297,16 @@ func (s *Service) Open(ctx context.Context, r Request) (*File, error) {
 	}
 	s.metrics.requests.WithLabelValues(r.Repo, how).Inc()
 	return f, err
+}
+
+// getTwice is get with a second attempt, for small files: one broken connection is no reason to serve old ones.
+func (s *Service) getTwice(ctx context.Context, repo string, from *url.URL, header http.Header) (*response, error) {
+	r, err := s.get(ctx, repo, from, header)
+	var again *fault
+	if errors.As(err, &again) && !again.final {
+		r, err = s.get(ctx, repo, from, header)
+	}
+	return r, err
 }
 
 // get makes a request to an upstream server.

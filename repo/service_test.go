@@ -232,7 +232,9 @@ func TestLiesAboutMetadata(t *testing.T) {
 				}
 				old := small(t)
 				up := newUpstream(t, old)
+				alarms := make(chan string, 100)
 				b := serve(t, up, t.TempDir(), func(o *Options) {
+					o.Alarm = func(text string) { alarms <- text }
 					if name == "stalls" || name == "drips" {
 						o.StallTimeout = 200 * time.Millisecond
 					}
@@ -258,6 +260,10 @@ func TestLiesAboutMetadata(t *testing.T) {
 				b.good(repomdPath, old[repomdPath])
 				_, err := b.get("new-2-1.x86_64.rpm")
 				require.ErrorIs(t, err, fs.ErrNotExist, "it is in no metadata that was verified")
+				if fault.lie {
+					require.Contains(t, <-alarms, "its last good metadata is served")
+					require.Empty(t, alarms, "once")
+				}
 
 				fresh := serve(t, up, t.TempDir(), func(o *Options) { o.StallTimeout = b.o.StallTimeout })
 				_, err = fresh.get(repomdPath)

@@ -159,6 +159,7 @@ func (c *client) explain(ctx context.Context, err error) error {
 	}
 	var known *fault
 	var name *net.DNSError
+	var slow net.Error
 	switch {
 	case errors.As(err, &known):
 		return known
@@ -168,6 +169,8 @@ func (c *client) explain(ctx context.Context, err error) error {
 		return ctx.Err()
 	case errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, io.EOF):
 		return &fault{reason: "broke the connection"}
+	case errors.As(err, &slow) && slow.Timeout(): // one of the transport's
+		return &fault{reason: errStalled.Error()}
 	case errors.As(err, &name):
 		return &fault{reason: "cannot be reached: no address for its name"}
 	}

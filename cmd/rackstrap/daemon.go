@@ -145,7 +145,7 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 		d.log.Warn("cluster.images: this file is no .tar, and not served", "file", name)
 	}
 	answers := &kickstarts{rack: d.rack, renderer: renderer, ca: string(authority.PEM()), agents: agents}
-	if d.repos, err = openRepos(renderer, cfg, d.config.Load, metrics, d.log); err != nil {
+	if d.repos, err = openRepos(renderer, cfg, d.config.Load, metrics, d.alarm, d.log); err != nil {
 		return err
 	}
 	d.add("repos", "", d.repos, d.repos.Run)
@@ -272,6 +272,11 @@ func (d *daemon) reload(ctx context.Context) (operator.ReloadResult, error) {
 	d.plan.SetLibrary(library).Close()
 	d.log.Info("configuration reloaded", "path", cfg.Path, "changes", len(result.Changes))
 	return result, nil
+}
+
+// alarm is an event of the rack that an operator should see.
+func (d *daemon) alarm(text string) {
+	d.rack.Observe(lifecycle.Event{Source: "repo", Kind: "upstream", Level: lifecycle.Alarm, Text: text})
 }
 
 // setRepos puts the configuration's package repositories in force.

@@ -133,6 +133,8 @@ func (j *job) do(ctx context.Context) (api.Result, error) {
 func (j *job) check() error {
 	w := j.work
 	switch {
+	case j.o.Config.Role == roleWorker && ofMasters(w.Action):
+		return fmt.Errorf("%s is for a control plane, and this machine was installed as a worker: reinstall it", w.Action)
 	case w.Node != "" && !nodeName.MatchString(w.Node):
 		return fmt.Errorf("%q is no name of a node", w.Node)
 	case w.Node == "" && (w.Action == api.CheckNode || w.Action == api.DeleteNode):
@@ -147,6 +149,15 @@ func (j *job) check() error {
 		return errors.New("no configuration for kubeadm")
 	}
 	return nil
+}
+
+// ofMasters tells whether an action is for masters: the agent of a worker does not stay to be one.
+func ofMasters(action api.Action) bool {
+	switch action {
+	case api.Join, api.Reset, api.Done:
+		return false
+	}
+	return true
 }
 
 // runDir holds what programs are given as files and what is secret: emptied after every work.

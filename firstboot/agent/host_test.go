@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync/atomic"
@@ -497,6 +498,45 @@ func TestDeadlineKillsTheWholeGroup(t *testing.T) {
 	}, time.Minute, 10*time.Millisecond, "the grandchild is gone")
 	_, err = h.run(t.Context(), newSession(nil), "nonsense")
 	require.ErrorIs(t, err, errNotFound)
+}
+
+// kubeadm must not go on when the agent is killed: the next one examines what lies there, and finds it at rest.
+func TestProgramsDieWithTheAgent(t *testing.T) {
+	c := newCluster(t)
+	pid := filepath.Join(c.dir, "pid")
+	h := c.host("kmaster")
+	path := filepath.Join(c.root("kmaster"), "usr/bin/crictl")
+	require.NoError(t, os.Remove(path))
+	require.NoError(t, os.WriteFile(path, []byte("#!/bin/sh\necho $$ >"+pid+".new\nmv "+pid+".new "+pid+"\nexec sleep 600\n"), 0o755))
+	if root := os.Getenv("RACKSTRAP_TEST_AGENT_ROOT"); root != "" { // the agent that is going to be killed
+		h.o.Root = root
+		h.run(t.Context(), newSession(nil), "crictl", "ps")
+		return
+	}
+	cmd := exec.Command(os.Args[0], "-test.run", "^TestProgramsDieWithTheAgent$")
+	cmd.Env = append(os.Environ(), "RACKSTRAP_TEST_AGENT_ROOT="+c.root("kmaster"))
+	require.NoError(t, cmd.Start())
+	require.Eventually(t, func() bool { return exists(pid) }, time.Minute, 10*time.Millisecond)
+	text, err := os.ReadFile(pid)
+	require.NoError(t, err)
+	require.NoError(t, cmd.Process.Kill())
+	cmd.Wait()
+	require.Eventually(t, func() bool {
+		status, err := os.ReadFile("/proc/" + strings.TrimSpace(string(text)) + "/stat")
+		return err != nil || strings.Contains(string(status), ") Z ")
+	}, time.Minute, 10*time.Millisecond, "the program is gone")
+}
+
+func TestWorkersDoNotServe(t *testing.T) {
+	c := newCluster(t)
+	h := c.host("knode1")
+	h.o.Config.Role = roleWorker
+	for _, action := range []api.Action{api.Init, api.JoinControlPlane, api.MintToken, api.Kubeconfig, "nonsense"} {
+		out := c.do(h, api.Work{Action: action, KubeadmConfig: "x"})
+		require.False(t, out.OK)
+		require.False(t, out.Retryable)
+		require.Contains(t, out.Error, "installed as a worker")
+	}
 }
 
 func TestFacts(t *testing.T) {

@@ -47,7 +47,11 @@ func (j *job) pointEndpoint() error {
 // that also name something else stay, without the name.
 func withEndpoint(text, name string, addresses []string) string {
 	var lines []string
-	for line := range strings.SplitSeq(strings.TrimSuffix(text, "\n"), "\n") {
+	text = strings.TrimSuffix(text, "\n")
+	for line := range strings.SplitSeq(text, "\n") {
+		if text == "" {
+			break
+		}
 		content, comment, commented := strings.Cut(line, "#")
 		words := strings.Fields(content)
 		at := slices.IndexFunc(words, func(w string) bool { return strings.EqualFold(w, name) })
@@ -65,7 +69,7 @@ func withEndpoint(text, name string, addresses []string) string {
 	for _, address := range addresses {
 		lines = append(lines, fmt.Sprintf("%s %s %s", address, name, endpointMark))
 	}
-	return strings.TrimPrefix(strings.Join(lines, "\n"), "\n") + "\n"
+	return strings.Join(lines, "\n") + "\n"
 }
 
 // replaceHosts replaces the file whole. Everybody may read it, and SELinux knows it by a label of its own; where it is

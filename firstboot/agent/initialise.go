@@ -150,7 +150,7 @@ func (j *job) init(ctx context.Context, config string) (api.Result, error) {
 }
 
 // What a second try will not change: a machine that is too small, a file that kubeadm does not understand.
-var hopelessErrors = regexp.MustCompile(`\[ERROR (NumCPU|Mem|Swap|SystemVerification|IsPrivilegedUser|CRI|FileExisting-[a-z]+)\]|unable to read config|error unmarshaling|unknown field|no kind `)
+var hopelessErrors = regexp.MustCompile(`\[ERROR (NumCPU|Mem|Swap|SystemVerification|IsPrivilegedUser|FileExisting-[a-z]+)\]|unable to read config|error unmarshaling|unknown field|no kind `)
 
 func hopeless(err error) bool {
 	var p *programError

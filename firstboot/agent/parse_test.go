@@ -108,7 +108,7 @@ func FuzzParsers(f *testing.F) {
 		"clusters: [{cluster: {server: 'https://10.10.10.82:6443'}}]", `{"spec":{"ports":[{"nodePort":31000}]}}`,
 		"-----BEGIN CERTIFICATE-----\nMIIB\n-----END CERTIFICATE-----\n", "MemTotal: 24684084 kB", "PRETTY_NAME=\"x\"",
 		"10.10.10.80 kmaster k8s-api.lab # x\n", "registry.k8s.io/pause:3.9\nx y\n", "containerd containerd.io 1.6.33 d2d",
-		"[certs] x\n[ERROR NumCPU]: x\n",
+		"[certs] x\n[ERROR NumCPU]: x\n", "\n\n",
 	} {
 		f.Add(seed)
 	}

@@ -454,6 +454,33 @@ func TestAgentsBuildACluster(t *testing.T) {
 	}, 2*time.Minute, 50*time.Millisecond)
 	require.Regexp(t, `n4 .*something failed, with all its secrets`, r.events("n4"), "the leaks were reported")
 	require.Regexp(t, `n2 .*something failed, with all its secrets`, r.events("n2"))
+
+	kubeconfig, err := r.do("kubeconfig")
+	require.NoError(t, err, kubeconfig)
+	require.True(t, slices.ContainsFunc(s.Secrets, func(secret string) bool { return strings.Contains(kubeconfig, secret) }), "it is a master's own")
+
+	// A master is installed anew: it is taken out of the cluster, its agent is told to end, and it comes back.
+	master := r.machines[2]
+	out, err := r.do("reinstall", master.name)
+	require.NoError(t, err, out)
+	s, err = r.kube.Read()
+	require.NoError(t, err)
+	require.NotContains(t, s.Nodes, master.name)
+	require.Len(t, s.Members, 2, "its etcd member is gone, too")
+	select {
+	case <-master.done:
+	case <-time.After(2 * time.Minute):
+		require.Fail(t, "its agent goes on")
+	}
+	require.True(t, master.refused, "exit status 77")
+	log, err := os.ReadFile(master.log())
+	require.NoError(t, err)
+	lines := strings.Split(strings.TrimSpace(string(log)), "\n")
+	require.Contains(t, lines[len(lines)-2], "giving up", "the log ends with the reason")
+	master.blank()
+	require.NoError(t, master.install())
+	master.on()
+	r.awaitReady(5 * time.Minute)
 	checkNoSecret(t, r)
 }
 

@@ -352,21 +352,20 @@ func TestFlippedBits(t *testing.T) {
 	refused := 0
 	for at := firstDescriptor; at < len(iso); at++ {
 		sector := at / sectorSize
-		if iso[at] == 0 && at%7 != sector%7 { // most of it is padding
+		if iso[at] == 0 && at%17 != sector%17 { // most of it is padding
 			continue
 		}
-		for _, bit := range []int{at % 8, (at + 4) % 8} {
-			iso[at] ^= 1 << bit
-			img, err := NewImage(bytes.NewReader(iso), int64(len(iso)))
-			if err != nil {
-				refused++
-			} else {
-				useUp(t, img)
-			}
-			iso[at] ^= 1 << bit
+		bit := (at + sector) % 8
+		iso[at] ^= 1 << bit
+		img, err := NewImage(bytes.NewReader(iso), int64(len(iso)))
+		if err != nil {
+			refused++
+		} else {
+			useUp(t, img)
 		}
+		iso[at] ^= 1 << bit
 	}
-	require.Greater(t, refused, 500)
+	require.Greater(t, refused, 200)
 	t.Logf("%d images refused", refused)
 }
 

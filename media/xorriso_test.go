@@ -326,6 +326,9 @@ func TestFS(t *testing.T) {
 	src := sampleTree(t)
 	require.NoError(t, os.Remove(filepath.Join(src, "long-link"))) // dangles; TestFS opens everything
 	require.NoError(t, os.Remove(filepath.Join(src, "absolute")))  // leads out of a directory
+	for name, size := range map[string]int64{"images/pxeboot/vmlinuz": 3 * sectorSize, "LiveOS/squashfs.img": 2*sectorSize + 1} {
+		require.NoError(t, os.Truncate(filepath.Join(src, name), size)) // TestFS reads byte by byte, and each link too
+	}
 	paths := []string{".treeinfo", "images/pxeboot/vmlinuz", "Packages/" + longName, "relative", "empty", deepDir + "/deep.txt"}
 	require.NoError(t, fstest.TestFS(openISO(t, mkisofs(t, src, "-R", "-rr_reloc_dir", "/rr_moved")), paths...))
 	require.NoError(t, fstest.TestFS(openISO(t, native(t, src, "-rockridge", "off")), "IMAGES/PXEBOOT/VMLINUZ"))

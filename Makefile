@@ -11,7 +11,7 @@ BUILD_PACKAGES := ipxe grub-common grub-efi-amd64-bin grub-efi-ia32-bin grub-pc-
 LAB_PACKAGES   := iproute2 qemu-system-x86 qemu-utils ovmf ipxe-qemu xorriso squashfs-tools cpio zstd mtools dosfstools \
 	fdisk gdisk busybox-static shim-signed grub-efi-amd64-signed mmdebstrap createrepo-c
 TEST_PACKAGES  := gcc libc6-dev udhcpc isc-dhcp-client isc-dhcp-relay kea-admin dnsmasq-base tftp-hpa atftp curl \
-	tcpdump iputils-ping procps socat shellcheck dnf createrepo-c
+	tcpdump iputils-ping procps socat shellcheck dnf createrepo-c python3 systemd bsdutils
 BENCH_PACKAGES := kea-dhcp4-server tftpd-hpa nginx-light wrk
 
 .PHONY: all build loaders packages lab-packages test-packages bench-packages demo test quick bench fuzz clean

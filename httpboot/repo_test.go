@@ -197,3 +197,27 @@ func TestRepositoryFaults(t *testing.T) {
 	require.True(t, errors.Is(err, io.ErrUnexpectedEOF), "the connection is cut: %v", err)
 	require.Less(t, len(text), 3<<20)
 }
+
+// Which ranges may end before the file does: those wait until all of it is there.
+func TestEndsEarly(t *testing.T) {
+	for ranges, want := range map[string]bool{"": false, "bytes=0-": false, "bytes=100-": false, "bytes=-100": false,
+		"bytes=0-99": true, "bytes=0-1,5-": true, "bytes=0-,5-6": true, "bytes= 5-": true, "nonsense": true, "bytes=-": true} {
+		require.Equal(t, want, endsEarly(ranges), ranges)
+	}
+}
+
+// A part of a wrong file that looks complete is never sent, while the file comes.
+func TestNoPartOfAWrongFile(t *testing.T) {
+	p, _, _ := repoPlane(t, func(w http.ResponseWriter, r *http.Request) bool {
+		if !strings.HasSuffix(r.URL.Path, largeRPM) {
+			return false
+		}
+		w.Write(repotest.Content(9, 3<<20))
+		return true
+	})
+	for range 2 {
+		got := p.get("/repo/up/"+largeRPM, "Range", "bytes=0-99")
+		require.Equal(t, 502, got.StatusCode)
+		require.Contains(t, got.body, "sha256")
+	}
+}

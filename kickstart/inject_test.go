@@ -106,7 +106,13 @@ func TestNoFieldChangesTheShape(t *testing.T) {
 	fields, accepted := 0, 0
 	visit("", reflect.ValueOf(&in), func(field, old string, set func(string)) {
 		fields++
-		for _, payload := range payloads {
+		set(old + "x")
+		text, err := r.Render(in)
+		printed := err != nil || !bytes.Equal(text, base)
+		for i, payload := range payloads {
+			if !printed && i%5 != fields%5 { // most fields have no part in a kickstart, whatever they say
+				continue
+			}
 			for _, value := range []string{payload, old + payload} {
 				set(value)
 				text, err := r.Render(in)

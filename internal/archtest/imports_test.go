@@ -30,7 +30,7 @@ var allowed = map[string][]string{
 	"firstboot":         {"inventory", "lifecycle", "cluster", "firstboot/api"},
 	"firstboot/api":     {},
 	"firstboot/agent":   {"firstboot/api"},
-	"repo":              {"inventory", "media"},
+	"repo":              {"media"},
 	"syslog":            {"inventory", "lifecycle"},
 	"lab/kube":          {},
 	"lab/kube/pause":    {},

@@ -455,6 +455,15 @@ func TestAgentsBuildACluster(t *testing.T) {
 	require.Regexp(t, `n4 .*something failed, with all its secrets`, r.events("n4"), "the leaks were reported")
 	require.Regexp(t, `n2 .*something failed, with all its secrets`, r.events("n2"))
 
+	for _, name := range []string{"n2", "n4"} {
+		logs, err := filepath.Glob(filepath.Join(r.dir, "data/logs", name, "*"))
+		require.NoError(t, err)
+		require.NotEmpty(t, logs, "what kubeadm printed was left with the appliance")
+		text, err := os.ReadFile(logs[0])
+		require.NoError(t, err)
+		require.Contains(t, string(text), "something failed, with all its secrets")
+		require.Contains(t, string(text), "[redacted]")
+	}
 	kubeconfig, err := r.do("kubeconfig")
 	require.NoError(t, err, kubeconfig)
 	require.True(t, slices.ContainsFunc(s.Secrets, func(secret string) bool { return strings.Contains(kubeconfig, secret) }), "it is a master's own")

@@ -104,7 +104,7 @@ func (j *job) awaitAPI(ctx context.Context, limit time.Duration) bool {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for !j.answers(ctx) {
-		if sleep(ctx, 2*time.Second) != nil {
+		if sleep(ctx, j.pause()) != nil {
 			return false
 		}
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -21,6 +22,7 @@ type HostOptions struct {
 	Version string // of the agent
 	Log     *slog.Logger
 	Now     func() time.Time
+	Pause   time.Duration // between two looks at something that is awaited; 0: two seconds
 }
 
 // Host is the machine that the agent runs on: kubeadm, kubectl and containerd.
@@ -31,6 +33,8 @@ type Host struct {
 
 // NewHost makes a Host; nothing is touched before Do.
 func NewHost(o HostOptions) *Host { return &Host{o: o} }
+
+func (h *Host) pause() time.Duration { return cmp.Or(h.o.Pause, 2*time.Second) }
 
 // path is a file of the host.
 func (h *Host) path(path string) string { return filepath.Join("/", h.o.Root, path) }

@@ -69,7 +69,7 @@ func (j *job) download(ctx context.Context, image api.Image) (string, error) {
 		return "", err
 	}
 	path := filepath.Join(dir, image.SHA256+".tar")
-	pause := time.Second
+	pause := j.pause()
 	for try := 1; ; try++ {
 		err := j.fetch(ctx, image, path)
 		if err == nil {

@@ -143,7 +143,7 @@ func (j *job) init(ctx context.Context, config string) (api.Result, error) {
 		if tries+1 >= maxTries {
 			return result, fatal(err)
 		}
-		if err := sleep(ctx, 2*time.Second); err != nil {
+		if err := sleep(ctx, j.pause()); err != nil {
 			return result, err
 		}
 	}
@@ -171,7 +171,7 @@ func (j *job) applyCNI(ctx context.Context) error {
 		if _, err = j.kubectl(ctx, "apply", "-f", manifest, "--request-timeout=60s"); err == nil || try == 5 || ctx.Err() != nil {
 			break
 		}
-		if sleep(ctx, time.Duration(try)*2*time.Second) != nil {
+		if sleep(ctx, time.Duration(try)*j.pause()) != nil {
 			break
 		}
 	}

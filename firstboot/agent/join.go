@@ -113,7 +113,7 @@ func (j *job) isMember(ctx context.Context, want joinConfig, limit time.Duration
 		if err == nil {
 			return nil
 		}
-		if sleep(ctx, 2*time.Second) != nil {
+		if sleep(ctx, j.pause()) != nil {
 			return err
 		}
 	}

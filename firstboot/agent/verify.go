@@ -127,7 +127,7 @@ func (j *job) fetchPage(ctx context.Context, address string) error {
 			j.session.note("%s: a page in %s", address, time.Since(begun).Round(time.Millisecond))
 			return nil
 		}
-		if sleep(ctx, 2*time.Second) != nil {
+		if sleep(ctx, j.pause()) != nil {
 			break
 		}
 	}

@@ -14,16 +14,18 @@ import (
 // does not answer is given to the next that asks; but for those of the operator, who is told instead.
 type chore struct {
 	need
-	id      string
-	attempt int       // of the node
-	after   time.Time // not before
-	tries   int
-	master  string // who is at it; "" nobody
-	until   time.Time
-	key     string // upload-certs: the certificate key
-	work    func(*api.Work)
-	answer  chan<- answer // of the operator, who waits; nil: nobody
-	taken   chan<- string // the operator is told which master takes it
+	id           string
+	attempt      int       // of the node
+	after        time.Time // not before
+	tries        int
+	master       string // who is at it; "" nobody
+	until        time.Time
+	shunned      string // the master that failed at it last; others have the precedence until shunnedUntil
+	shunnedUntil time.Time
+	key          string // upload-certs: the certificate key
+	work         func(*api.Work)
+	answer       chan<- answer // of the operator, who waits; nil: nobody
+	taken        chan<- string // the operator is told which master takes it
 }
 
 // answer is what became of a chore of the operator.
@@ -115,6 +117,10 @@ func (cs *chores) pick(master string, now time.Time) (ch *chore, soonest time.Ti
 			}
 			if ch.master != "" && ch.master != master && now.Before(ch.until) {
 				soonest = earlier(soonest, ch.until)
+				continue
+			}
+			if ch.shunned == master && now.Before(ch.shunnedUntil) {
+				soonest = earlier(soonest, ch.shunnedUntil)
 				continue
 			}
 			if now.Before(ch.after) {

@@ -39,6 +39,9 @@ const (
 	settle = 2 * time.Minute
 	// tick is how often deadlines are looked at.
 	tick = time.Second
+	// lateness is what an agent that gives up in time may take to say so: its own word, with a reason and another try,
+	// is better than a deadline here.
+	lateness = 30 * time.Second
 )
 
 // Coordinator takes the machines into the cluster. All its methods are safe for concurrent use.
@@ -51,6 +54,7 @@ type Coordinator struct {
 	seen    map[string]time.Time     // when a machine last called
 	skews   map[string]time.Duration // of clocks, by the last question
 	reasons map[string]string        // what a machine waits for, for the status
+	stalls  map[string]string        // what the operator was told that a machine waits for too long
 	tokens  map[string]secret        // by node; see secret
 	keys    map[string]secret        // certificate keys, by node
 	chores  chores
@@ -73,7 +77,7 @@ func New(o Options) *Coordinator {
 	return &Coordinator{
 		o: o, started: o.Now(),
 		pollers: map[string]*poller{}, seen: map[string]time.Time{}, skews: map[string]time.Duration{},
-		reasons: map[string]string{}, tokens: map[string]secret{}, keys: map[string]secret{},
+		reasons: map[string]string{}, stalls: map[string]string{}, tokens: map[string]secret{}, keys: map[string]secret{},
 		chores: newChores(),
 	}
 }
@@ -99,6 +103,7 @@ func (c *Coordinator) Sweep(ctx context.Context) {
 	for _, m := range c.o.Rack.Members("") {
 		c.expire(ctx, m)
 		c.enlist(cluster, m)
+		c.watch(m)
 	}
 	if !cluster.Initialised.IsZero() {
 		c.enlistStray(cluster)
@@ -117,7 +122,7 @@ func (c *Coordinator) expire(ctx context.Context, m lifecycle.Member) {
 	var reason string
 	timeout := map[lifecycle.State]time.Duration{
 		lifecycle.Initialising: t.Init, lifecycle.Joining: t.Join, lifecycle.Joined: t.Ready}[rec.State]
-	if deadline.Add(-timeout).Before(c.started) && c.o.Now().Before(c.started.Add(settle)) {
+	if deadline.Add(-timeout-lateness).Before(c.started) && c.o.Now().Before(c.started.Add(settle)) {
 		return // it began before a restart
 	}
 	switch rec.State {
@@ -139,6 +144,41 @@ func (c *Coordinator) expire(ctx context.Context, m lifecycle.Member) {
 		return
 	}
 	c.wake(rec.Name)
+}
+
+// watch tells the operator, once, of a machine that has no deadline and waits for longer than a join may take: for
+// somebody else, who may never come, or because its own agent is silent.
+func (c *Coordinator) watch(m lifecycle.Member) {
+	rec, patience := m.Record, c.o.Rack.Config().Cluster.Timeouts.Join
+	what := ""
+	switch {
+	case c.o.Now().Sub(later(rec.Since, c.started)) < patience:
+	case rec.State == lifecycle.Installed:
+		what = "its agent has not called home: does it boot its disk?"
+	case rec.State == lifecycle.Firstboot || rec.State == lifecycle.Waiting:
+		if what = c.reason(rec.Name); !c.heard(rec.Name) || what == "" {
+			what = "its agent does not call any more"
+		}
+	}
+	key := fmt.Sprintf("%d %s %s", rec.Attempt, rec.State, what)
+	c.mu.Lock()
+	told := c.stalls[rec.Name] == key
+	if what == "" {
+		delete(c.stalls, rec.Name)
+	} else {
+		c.stalls[rec.Name] = key
+	}
+	c.mu.Unlock()
+	if what != "" && !told {
+		c.say(rec, lifecycle.Warn, "stall", "%s for %s: %s", rec.State, c.o.Now().Sub(rec.Since).Round(time.Second), what)
+	}
+}
+
+func later(a, b time.Time) time.Time {
+	if b.After(a) {
+		return b
+	}
+	return a
 }
 
 // enlist makes the chores that follow from a machine's record alone: to look whether it is Ready, and to delete a token

@@ -149,7 +149,7 @@ func (c *Coordinator) ownFailure(ctx context.Context, m lifecycle.Member, id str
 			return rec.MarkFailed(said, false)
 		}
 		if action == api.Init {
-			n.Deadline = c.o.Now().Add(timeouts.Init)
+			n.Deadline = c.o.Now().Add(timeouts.Init + lateness)
 		}
 		return nil
 	})
@@ -298,14 +298,21 @@ func (c *Coordinator) finish(ch *chore) {
 	c.chores.remove(ch)
 }
 
+// shun is how much sooner than the master that has failed at a chore another one may try it.
+const shun = 10 * time.Second
+
 // putOff has a chore tried again later, by whoever asks first.
 func (c *Coordinator) putOff(ch *chore, failed bool) {
+	others := len(c.mastersExcept(ch.master))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	pause := c.o.CheckEvery
 	if failed {
 		ch.tries++
 		pause = min(pause*time.Duration(ch.tries), max(30*time.Second, pause))
+		if others > 0 {
+			ch.shunned, ch.shunnedUntil = ch.master, c.o.Now().Add(pause+shun)
+		}
 	}
 	ch.master, ch.after = "", c.o.Now().Add(pause)
 }

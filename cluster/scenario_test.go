@@ -168,6 +168,9 @@ func TestInitThatHangs(t *testing.T) {
 	first.down = true
 	r.clock.forward(r.cfg.Cluster.Timeouts.Init)
 	require.NoError(t, r.round())
+	require.Equal(t, lifecycle.Initialising, r.state("kmaster1"), "its agent gives up itself, and may need a moment to say so")
+	r.clock.forward(lateness)
+	require.NoError(t, r.round())
 	require.Equal(t, lifecycle.Failed, r.state("kmaster1"))
 	require.Contains(t, r.record("kmaster1").Failure.Reason, "no result of kubeadm init within 15m0s: it keeps the init lock")
 	for range 20 {
@@ -315,6 +318,52 @@ func TestChoreOfADeadMaster(t *testing.T) {
 	r.until("a master is about to mint", func() bool { return minting() != nil })
 	minting().down = true
 	r.until("ready", r.ready("knode1"))
+}
+
+// A master that cannot do anything any more does not keep the others from doing it.
+func TestMasterThatFailsAtEverything(t *testing.T) {
+	r := newRack(t, 2, 3)
+	require.NoError(t, r.start())
+	for _, a := range r.agents[:2] {
+		require.NoError(t, r.install(a))
+	}
+	r.until("two masters", r.ready("kmaster1", "kmaster2"))
+	r.agent("kmaster1").spoil = func(w api.Work, result *api.Result) { *result = api.Result{Error: "the disk is full"} }
+	for _, a := range r.agents[2:] {
+		require.NoError(t, r.install(a))
+	}
+	r.until("ready", r.ready("knode1", "knode2", "knode3"))
+	require.Empty(t, r.kube.Faults)
+}
+
+func TestStalls(t *testing.T) {
+	r := newRack(t, 1, 2)
+	require.NoError(t, r.start())
+	require.NoError(t, r.install(r.agent("knode1")))
+	require.NoError(t, r.install(r.agent("knode2")))
+	r.agent("knode2").down = true
+	for range 30 {
+		require.NoError(t, r.round())
+	}
+	require.False(t, r.told("knode1", "warn stall"))
+	for range 12 {
+		r.clock.forward(time.Minute)
+		require.NoError(t, r.round())
+	}
+	require.True(t, r.told("knode1", "warn stall: waiting for 10m"))
+	require.True(t, r.told("knode1", "waits for kmaster1, the first control plane of the list, to call home"))
+	require.True(t, r.told("knode2", "its agent has not called home: does it boot its disk?"))
+	n := 0
+	for _, e := range r.events("knode1") {
+		if strings.Contains(e, "warn stall") {
+			n++
+		}
+	}
+	require.Equal(t, 1, n, "it is said once")
+	require.NoError(t, r.install(r.agent("kmaster1")))
+	r.agent("knode2").down = false
+	r.until("settled", r.settled)
+	r.sound()
 }
 
 func TestNoMasterIsLeft(t *testing.T) {

@@ -322,7 +322,7 @@ func (c *Coordinator) handInit(ctx context.Context, m lifecycle.Member) (*api.Wo
 		if rec.Node.Reset {
 			return errAgain
 		}
-		hand(rec, api.Init, c.o.Now().Add(timeout))
+		hand(rec, api.Init, c.o.Now().Add(timeout+lateness))
 		rec.Node.Member = attempt
 		if rec.Node.TokenID == "" {
 			rec.Node.TokenID = newTokenID()
@@ -360,7 +360,7 @@ func (c *Coordinator) handJoin(ctx context.Context, m lifecycle.Member, s situat
 		if rec.Node.Reset || !strings.HasPrefix(token, rec.Node.TokenID+".") {
 			return errAgain
 		}
-		hand(rec, action, c.o.Now().Add(timeout))
+		hand(rec, action, c.o.Now().Add(timeout+lateness))
 		rec.Node.Member = attempt
 		return nil
 	})

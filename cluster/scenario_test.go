@@ -273,6 +273,9 @@ func TestTurnOfOneThatWentAway(t *testing.T) {
 	r.agent(gone).down = false
 	r.until("all are", r.ready())
 	require.Empty(t, r.kube.Faults)
+	for _, name := range []string{"kmaster2", "kmaster3"} {
+		require.False(t, r.told(name, "warn retry"), "a key of an upload before the last one is handed to nobody")
+	}
 }
 
 // The first master is lost for good, right after the cluster was initialised by it and joined by two others.
@@ -699,4 +702,123 @@ func TestDecide(t *testing.T) {
 			require.NotEmpty(t, d.reason, c.why)
 		}
 	}
+}
+
+// What was decided on a situation that has changed since is not done.
+func TestDecisionsThatCameTooLate(t *testing.T) {
+	r := newRack(t, 3, 0).all()
+	for _, a := range r.agents {
+		require.NoError(t, r.step(a)) // exchange
+	}
+	member := func(name string) lifecycle.Member {
+		m, err := r.rack.Member(name)
+		require.NoError(t, err)
+		return m
+	}
+	work, err := r.c.handInit(t.Context(), member("kmaster1"))
+	require.NoError(t, err)
+	require.Equal(t, api.Init, work.Action)
+	_, err = r.c.handInit(t.Context(), member("kmaster2"))
+	require.ErrorIs(t, err, errAgain, "the lock is taken once")
+	require.Equal(t, "kmaster1", r.rack.Cluster().Holder)
+	require.Equal(t, lifecycle.Firstboot, r.state("kmaster2"))
+
+	turn := func(name string) error {
+		_, _, err := r.c.carryOut(t.Context(), member(name), situation{}, step{kind: stepTurn})
+		return err
+	}
+	require.NoError(t, turn("kmaster2"))
+	require.ErrorIs(t, turn("kmaster3"), errAgain)
+	require.NoError(t, turn("kmaster2"))
+	require.Equal(t, "kmaster2", r.rack.Cluster().Joining)
+}
+
+// The operator has given the lock to another one: what the former holder reports does not make its cluster the rack's.
+func TestResultOfAFormerHolder(t *testing.T) {
+	r := newRack(t, 2, 0).all()
+	first, second := r.agent("kmaster1"), r.agent("kmaster2")
+	r.until("init was done, and not reported yet", func() bool { return first.result != nil })
+	first.down = true
+	id, result := first.work.ID, *first.result
+	_, err := r.c.Hold(t.Context(), "kmaster1", true, func(string) {})
+	require.NoError(t, err)
+	r.until("init was handed to the other one", func() bool { return second.work != nil && second.work.Action == api.Init })
+	require.ErrorIs(t, r.c.Result(t.Context(), "kmaster1", first.attempt, id, result), ErrNotHolder)
+	require.Zero(t, r.rack.Cluster().Initialised)
+	require.Equal(t, "kmaster2", r.rack.Cluster().Holder)
+	require.Equal(t, lifecycle.Failed, r.state("kmaster1"))
+}
+
+func TestFailureThatIsSaidTwice(t *testing.T) {
+	r := newRack(t, 1, 1)
+	node := r.agent("knode1")
+	node.spoil = spoilFirst(api.Join, 1, api.Result{Error: "no", Retryable: true})
+	r.all()
+	r.until("it failed to join", func() bool { return node.result != nil && !node.result.OK })
+	for range 4 {
+		require.NoError(t, r.c.Result(t.Context(), "knode1", node.attempt, node.work.ID, *node.result))
+	}
+	require.Equal(t, 1, r.record("knode1").Node.Tries)
+	r.until("settled", r.settled)
+}
+
+// A master is at something for a machine that is another one meanwhile.
+func TestChoreForAFormerSelf(t *testing.T) {
+	r := newRack(t, 2, 1)
+	node := r.agent("knode1")
+	node.spoil = spoilFirst(api.Join, 1, api.Result{Error: "no", Retryable: true})
+	r.all()
+	at := func(action api.Action) *agent {
+		for _, a := range r.agents[:2] {
+			if a.work != nil && a.work.Action == action && a.work.Node == "knode1" && a.result == nil {
+				return a
+			}
+		}
+		return nil
+	}
+	r.until("a master deletes its node", func() bool { return at(api.DeleteNode) != nil })
+	slow := at(api.DeleteNode)
+	id := slow.work.ID
+	_, err := r.c.Reinstall(t.Context(), "knode1", ReinstallOptions{Force: true}, func(string) {})
+	require.NoError(t, err)
+	require.NoError(t, r.install(node))
+	_, _, err = r.rack.CallHome(t.Context(), "knode1", node.attempt, node.token, func(*lifecycle.Record) {})
+	require.NoError(t, err)
+	require.NoError(t, r.c.Result(t.Context(), slow.Name, slow.attempt, id, api.Result{OK: true}))
+	require.Equal(t, 1, r.record("knode1").Node.Member, "its new self is not out of the cluster by it")
+	node.credential = ""
+	r.until("settled", r.settled)
+	r.sound()
+}
+
+// A token is not deleted by one master before another one can have made it.
+func TestDeletionWaitsForTheMinting(t *testing.T) {
+	r := newRack(t, 2, 1)
+	require.NoError(t, r.start())
+	for _, a := range r.agents[:2] {
+		require.NoError(t, r.install(a))
+	}
+	r.until("two masters", r.ready("kmaster1", "kmaster2"))
+	node := r.agent("knode1")
+	require.NoError(t, r.install(node))
+	var slow *agent
+	r.until("a master is about to mint", func() bool {
+		for _, a := range r.agents[:2] {
+			if a.work != nil && a.work.Action == api.MintToken && a.result == nil {
+				slow = a
+			}
+		}
+		return slow != nil
+	})
+	slow.down = true
+	_, err := r.c.Reinstall(t.Context(), "knode1", ReinstallOptions{Force: true}, func(string) {})
+	require.NoError(t, err)
+	for range 20 { // seconds
+		require.NoError(t, r.round())
+	}
+	require.NotEmpty(t, r.record("knode1").Node.TokenID, "it may be made any moment")
+	slow.down = false
+	require.NoError(t, r.install(node))
+	r.until("settled", r.settled)
+	r.sound()
 }

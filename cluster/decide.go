@@ -27,14 +27,15 @@ const (
 
 // situation is all that the next step of one machine depends on.
 type situation struct {
-	cluster lifecycle.Cluster
-	machine inventory.Machine
-	record  lifecycle.Record
-	first   string        // the control plane whose turn it is to initialise; "" if there is none
-	skew    time.Duration // of the machine's clock
-	token   bool          // one was minted for it that can still be handed out
-	key     bool          // the control plane's certificates were uploaded for it
-	masters string        // why no master can do anything at the moment; "" if one can
+	cluster  lifecycle.Cluster
+	machine  inventory.Machine
+	record   lifecycle.Record
+	first    string        // the control plane whose turn it is to initialise; "" if there is none
+	unlisted bool          // the holder of the init lock is not in the list any more
+	skew     time.Duration // of the machine's clock
+	token    bool          // one was minted for it that can still be handed out
+	key      bool          // the control plane's certificates were uploaded for it
+	masters  string        // why no master can do anything at the moment; "" if one can
 }
 
 // stepKind is what is to be done with a machine that asks for work.
@@ -116,6 +117,9 @@ func decideBefore(s situation) step {
 			return step{reason: "waits for a control plane: all of the list have failed or are held"}
 		case master && (s.cluster.Holder == name || s.cluster.Holder == "" && s.first == name):
 			return resetOr(rec, step{kind: stepInit})
+		case s.cluster.Holder != "" && s.unlisted:
+			return step{reason: fmt.Sprintf("waits for %s, which holds the init lock and is not in the list any more: `rackstrap hold %s --release-lock`",
+				s.cluster.Holder, s.cluster.Holder), holder: s.cluster.Holder}
 		case s.cluster.Holder != "":
 			return step{reason: fmt.Sprintf("waits for %s to initialise the cluster", s.cluster.Holder), holder: s.cluster.Holder}
 		default:

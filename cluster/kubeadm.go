@@ -50,8 +50,12 @@ type (
 		ClusterName          string     `yaml:"clusterName"`
 		KubernetesVersion    string     `yaml:"kubernetesVersion"`
 		ControlPlaneEndpoint string     `yaml:"controlPlaneEndpoint"`
+		APIServer            apiServer  `yaml:"apiServer"`
 		ImageRepository      string     `yaml:"imageRepository"`
 		Networking           networking `yaml:"networking"`
+	}
+	apiServer struct {
+		TimeoutForControlPlane string `yaml:"timeoutForControlPlane"`
 	}
 	networking struct {
 		DNSDomain     string `yaml:"dnsDomain"`
@@ -90,7 +94,8 @@ type (
 const (
 	kubeadmAPI = "kubeadm.k8s.io/v1beta3"
 	criSocket  = "unix:///run/containerd/containerd.sock"
-	// discoveryTimeout is how long a join looks for the cluster before it gives up on the token (kubeadm's default).
+	// discoveryTimeout is how long a join looks for the cluster at most before it gives up on the token (kubeadm's
+	// default).
 	discoveryTimeout = 5 * time.Minute
 	// defaultAPIPort is where a master listens if the endpoint is a balancer before it.
 	defaultAPIPort = 6443
@@ -124,7 +129,7 @@ func JoinConfig(cfg *inventory.Config, m inventory.Machine, token, caHash, key s
 		typeMeta: typeMeta{kubeadmAPI, "JoinConfiguration"},
 		Discovery: discovery{
 			BootstrapToken: discoveryToken{Token: token, APIServerEndpoint: cfg.Cluster.ControlPlaneEndpoint, CACertHashes: []string{caHash}},
-			Timeout:        discoveryTimeout.String(),
+			Timeout:        min(discoveryTimeout, cfg.Cluster.Timeouts.Join/2).String(),
 		},
 		NodeRegistration: registration(m),
 	}
@@ -145,6 +150,8 @@ func clusterOf(cfg *inventory.Config) clusterConfiguration {
 		typeMeta:    typeMeta{kubeadmAPI, "ClusterConfiguration"},
 		ClusterName: c.Name, KubernetesVersion: "v" + c.KubernetesVersion,
 		ControlPlaneEndpoint: c.ControlPlaneEndpoint, ImageRepository: c.ImageRepository,
+		// kubeadm's four minutes are too short for slow disks; the rest of the time is for the images and the CNI.
+		APIServer:  apiServer{TimeoutForControlPlane: (c.Timeouts.Init * 2 / 3).String()},
 		Networking: networking{DNSDomain: "cluster.local", PodSubnet: c.PodCIDR.String(), ServiceSubnet: c.ServiceCIDR.String()},
 	}
 }

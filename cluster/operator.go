@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -90,7 +91,7 @@ func (c *Coordinator) Reinstall(ctx context.Context, name string, o ReinstallOpt
 	cl := c.o.Rack.Cluster()
 	isMaster := m.Machine.Role == inventory.RoleControlPlane
 	inCluster := !cl.Initialised.IsZero() && m.Record.Node.Member != 0
-	last := inCluster && serves(m) && len(c.mastersExcept(name)) == 0
+	last := inCluster && isMaster && len(c.mastersExcept(name)) == 0
 	switch {
 	case last && !o.ReleaseLock:
 		return m.Record, refuse("%s is the only control plane of the cluster: without it the cluster is lost. With --release-lock "+
@@ -134,12 +135,20 @@ func (c *Coordinator) Reinstall(ctx context.Context, name string, o ReinstallOpt
 
 // Hold leaves a machine alone from now on. With release the init lock that it holds is given up: whoever says so
 // answers for it that the machine does not initialise the cluster after all.
+// A holder that is in the list no more can be released too.
 func (c *Coordinator) Hold(ctx context.Context, name string, release bool, say func(string)) (lifecycle.Record, error) {
+	cl := c.o.Rack.Cluster()
 	m, err := c.o.Rack.Member(name)
+	var unlisted *lifecycle.UnknownMachineError
+	if errors.As(err, &unlisted) && release && cl.Holder == name && cl.Initialised.IsZero() {
+		m.Machine.Name = name
+		err = c.releaseLock(ctx, m, say)
+		c.wakeAll()
+		return lifecycle.Record{Name: name, State: lifecycle.Failed}, err
+	}
 	if err != nil {
 		return lifecycle.Record{}, err
 	}
-	cl := c.o.Rack.Cluster()
 	if release && (cl.Holder != name || !cl.Initialised.IsZero()) {
 		return m.Record, refuse("%s does not hold the init lock of a cluster that is not initialised yet", name)
 	}

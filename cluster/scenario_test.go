@@ -468,6 +468,44 @@ func TestReinstallOfTheOnlyControlPlane(t *testing.T) {
 	r.sound()
 }
 
+// The only control plane is broken for good: the operator begins anew with it.
+func TestReinstallOfTheOnlyControlPlaneThatFailed(t *testing.T) {
+	r := newRack(t, 1, 0).all()
+	r.until("settled", r.settled)
+	_, err := r.c.Hold(t.Context(), "kmaster1", false, func(string) {})
+	require.NoError(t, err)
+	_, err = r.c.Reinstall(t.Context(), "kmaster1", ReinstallOptions{Force: true}, func(string) {})
+	require.ErrorContains(t, err, "kmaster1 is the only control plane of the cluster")
+	_, err = r.c.Reinstall(t.Context(), "kmaster1", ReinstallOptions{ReleaseLock: true}, func(string) {})
+	require.NoError(t, err)
+	*r.kube = *newKube()
+	r.relink()
+	require.NoError(t, r.install(r.agent("kmaster1")))
+	r.until("settled", r.settled)
+	r.sound()
+}
+
+// The holder of the lock is taken out of the list before it has initialised.
+func TestHolderThatIsNotListedAnyMore(t *testing.T) {
+	r := newRack(t, 2, 0).all()
+	r.until("init was handed out", func() bool { return r.agent("kmaster1").work != nil })
+	other := *r.cfg
+	other.Machines = r.cfg.Machines[1:]
+	require.NoError(t, r.rack.Reload(t.Context(), &other))
+	r.agents = r.agents[1:]
+	for range 5 {
+		require.NoError(t, r.round())
+	}
+	require.Contains(t, r.c.Status().Waiting["kmaster2"], "is not in the list any more: `rackstrap hold kmaster1 --release-lock`")
+	_, err := r.c.Hold(t.Context(), "kmaster1", false, func(string) {})
+	var unknown *lifecycle.UnknownMachineError
+	require.ErrorAs(t, err, &unknown)
+	_, err = r.c.Hold(t.Context(), "kmaster1", true, func(string) {})
+	require.NoError(t, err)
+	r.until("settled", r.settled)
+	require.Equal(t, "kmaster2", r.rack.Cluster().Holder)
+}
+
 // The holder of the lock is reinstalled before the cluster was: it keeps the lock, and begins anew.
 func TestReinstallOfTheHolder(t *testing.T) {
 	r := newRack(t, 2, 0).all()

@@ -174,6 +174,10 @@ func (c *Coordinator) situation(m lifecycle.Member) situation {
 	s := situation{cluster: c.o.Rack.Cluster(), machine: m.Machine, record: m.Record, skew: m.Record.Node.Skew}
 	if s.cluster.Initialised.IsZero() {
 		s.first = c.firstControlPlane()
+		if s.cluster.Holder != "" {
+			_, listed := c.o.Rack.Config().ByName(s.cluster.Holder)
+			s.unlisted = !listed
+		}
 	} else {
 		s.masters = c.silentMasters(name)
 	}

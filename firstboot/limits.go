@@ -31,6 +31,7 @@ type peer struct {
 }
 
 func newLimits(o Options) *limits {
+	// Not the injected clock: what is measured is the load of this moment.
 	return &limits{now: time.Now, calls: o.CallsEach, refusal: o.RefusedEach, peers: map[netip.Addr]*peer{}}
 }
 

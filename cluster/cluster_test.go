@@ -381,6 +381,10 @@ func (k *kill) CommitCluster(ctx context.Context, c lifecycle.Cluster, events ..
 	return write(k, func() (lifecycle.Cluster, error) { return k.Store.CommitCluster(ctx, c, events...) })
 }
 
+func (k *kill) CommitAll(ctx context.Context, changes []lifecycle.Change) ([]lifecycle.Record, error) {
+	return write(k, func() ([]lifecycle.Record, error) { return k.Store.CommitAll(ctx, changes) })
+}
+
 // The appliance is killed at each write of a rack's whole life, before and after it reaches the disk.
 func TestKilledAtEveryWrite(t *testing.T) {
 	play := func(at int, lands bool) (writes int) {

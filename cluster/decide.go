@@ -96,6 +96,9 @@ func decide(s situation) step {
 	case lifecycle.Ready:
 		return serveOr(s, step{kind: stepDone})
 	case lifecycle.Failed:
+		if rec.Failure == nil {
+			return step{reason: "failed"}
+		}
 		return step{reason: "failed: " + rec.Failure.Reason}
 	}
 	return step{reason: fmt.Sprintf("it is %s", rec.State)}

@@ -157,6 +157,14 @@ func (c *Coordinator) Hold(ctx context.Context, name string, release bool, say f
 		return rec, err
 	}
 	if release {
+		// Should it come back, what its init left must go before it joins the other one's cluster.
+		rec, err = c.o.Rack.Advance(ctx, name, rec.Attempt, "", "", func(rec *lifecycle.Record) error {
+			rec.Node.Reset = true
+			return nil
+		})
+		if err != nil {
+			return rec, err
+		}
 		if err := c.releaseLock(ctx, m, say); err != nil {
 			return rec, err
 		}

@@ -303,7 +303,10 @@ const shun = 10 * time.Second
 
 // putOff has a chore tried again later, by whoever asks first.
 func (c *Coordinator) putOff(ch *chore, failed bool) {
-	others := len(c.mastersExcept(ch.master))
+	c.mu.Lock()
+	master := ch.master
+	c.mu.Unlock()
+	others := len(c.mastersExcept(master))
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	pause := c.o.CheckEvery

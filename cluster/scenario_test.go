@@ -158,6 +158,15 @@ func TestInitIsTriedThreeTimes(t *testing.T) {
 	require.NoError(t, err)
 	r.until("kmaster2 initialises", r.ready("kmaster2"))
 	require.Equal(t, "kmaster2", r.rack.Cluster().Holder)
+
+	// The former holder comes back, and joins; what its own init left goes first.
+	first = r.agent("kmaster1")
+	first.trace, first.Machine.Joined = nil, true
+	_, err = r.rack.Adopt(t.Context(), "kmaster1")
+	require.NoError(t, err)
+	r.until("all are ready", r.ready())
+	require.Equal(t, []api.Action{api.Reset, api.JoinControlPlane}, first.trace[:2])
+	require.Empty(t, r.kube.Faults)
 }
 
 // A master that hangs, and one that dies, while it initialises: nobody else begins; what it says later counts.

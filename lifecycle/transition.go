@@ -285,6 +285,9 @@ func (r *Rack) Release(ctx context.Context, name string) error {
 	if !rec.Enrolled {
 		return &BindError{fmt.Sprintf("%s has its MAC from the list: change it there", name)}
 	}
+	if rec.Node.Member != 0 && !r.Cluster().Initialised.IsZero() {
+		return &BindError{fmt.Sprintf("%s may be a node of the cluster: `rackstrap reinstall %s` takes it out first", name, name)}
+	}
 	e := Event{Time: r.now(), MAC: rec.MAC, Machine: name, Source: "operator", Kind: "release", Level: Info,
 		Text: fmt.Sprintf("%s is no longer %s", rec.MAC, name)}
 	if err := r.store.Delete(ctx, rec, e); err != nil {

@@ -25,7 +25,7 @@ type sandbox struct {
 // standIns take the place of the programs of an installer, and of an installed system. All that they are
 // asked is appended to /calls.
 var standIns = map[string]string{
-	"yum":       `echo "yum $*" >>/calls; [ ! -e /slow ] || bash /slow; case " $* " in *" $(cat /missing 2>/dev/null) "*) echo "No package available." ;; esac`,
+	"yum":       `echo "yum $*" >>/calls; [ ! -e /slow ] || bash /slow "$@"; case " $* " in *" $(cat /missing 2>/dev/null) "*) echo "No package available." ;; esac`,
 	"rpm":       `echo "rpm $*" >>/calls; case "$*" in *--queryformat*) echo /boot/vmlinuz-5.4.278-1.el7.elrepo.x86_64 ;; *) [ "$2" != "$(cat /missing 2>/dev/null)" ] || { echo "package $2 is not installed"; exit 1; } ;; esac`,
 	"systemctl": `echo "systemctl $*" >>/calls`,
 	"grubby":    `echo "grubby $*" >>/calls; case $1 in --set-default=*) echo "${1#*=}" >/default ;; *) cat /default ;; esac`,

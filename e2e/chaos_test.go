@@ -259,7 +259,7 @@ func (m *agentMachine) log() string { return filepath.Join(m.rack.dir, m.name+".
 func (m *agentMachine) blank() {
 	require.NoError(m.rack.t, os.RemoveAll(m.root))
 	require.NoError(m.rack.t, fakekube.Install(m.root, fakekube.Host{Cluster: filepath.Join(m.rack.dir, "cluster.json"), Name: m.name, IP: m.ip,
-		Pace: 50 * time.Millisecond, Slow: 300 * time.Millisecond, Images: true}))
+		Pace: 100 * time.Millisecond, Slow: 300 * time.Millisecond, Images: true}))
 }
 
 // down cuts the machine off: nobody reaches its control plane.
@@ -541,17 +541,34 @@ func chaosRound(t *testing.T, seed uint64, prefix string) {
 	r := newAgentRack(t, prefix)
 	random := rand.New(rand.NewPCG(seed, 1))
 	pause := func(most time.Duration) { time.Sleep(time.Duration(random.Int64N(int64(most)))) }
-	// Programs fail, too, each at most once: three failures of one machine are its end, by design.
-	for _, m := range r.machines {
-		if kinds := []string{"", "", "crash", "fail", "pretend", "garbage"}; random.IntN(3) == 0 {
-			if kind := kinds[random.IntN(len(kinds))]; kind != "" {
-				require.NoError(t, fakekube.Plant(m.root, fakekube.Fault{Command: "kubeadm join", Kind: kind}, fakekube.Fault{Command: "kubeadm init --", Kind: "crash"}))
-			}
-		}
-	}
-	r.powerOn()
+	// Programs fail, too, and agents are killed in the very moment that matters. Three failures of one machine are its end,
+	// by design, so there is one for each of its commands at most.
 	var story []string
 	hit := map[string]int{}
+	for _, m := range r.machines {
+		var faults []fakekube.Fault
+		for _, command := range []string{"kubeadm init --config", "kubeadm join", "kubeadm token create", "kubeadm token delete", "kubeadm init phase upload-certs",
+			"kubeadm reset", "kubectl --kubeconfig " + m.root} {
+			kinds := []string{"orphan", "late-orphan", "fail", "garbage"}
+			switch {
+			case command == "kubeadm init --config" && m.name != "n1", strings.HasPrefix(command, "kubeadm token") && m.role == "worker",
+				strings.HasPrefix(command, "kubeadm init phase") && m.role == "worker":
+				continue
+			case command == "kubeadm init --config":
+				kinds = []string{"orphan", "late-orphan", "crash"} // who fails without a trace has no second try
+			case command == "kubeadm join":
+				kinds = append(kinds, "crash", "pretend")
+			}
+			if random.IntN(4) == 0 {
+				kind := kinds[random.IntN(len(kinds))]
+				faults = append(faults, fakekube.Fault{Command: command, Kind: kind})
+				story = append(story, fmt.Sprintf("%s %s of %s", m.name, kind, strings.TrimSuffix(command, " "+m.root)))
+				hit[m.name] = 1
+			}
+		}
+		require.NoError(t, fakekube.Plant(m.root, faults...))
+	}
+	r.powerOn()
 	for range 3 + random.IntN(5) {
 		pause(1500 * time.Millisecond)
 		m := r.machines[random.IntN(len(r.machines))]

@@ -76,7 +76,9 @@ func Called() bool {
 // Fault is something that the next call of a program does instead of its work.
 type Fault struct {
 	Command string `json:"command"` // beginning of the command line: "kubeadm join"
-	Kind    string `json:"kind"`    // hang, garbage, pretend (exit 0 without doing it), crash (killed half-way), fail, leak
+	// hang, garbage, pretend (exit 0 without doing it), crash (killed half-way), fail, leak, orphan (its parent is killed
+	// half-way), late-orphan (its parent is killed when all is done and nothing is said yet)
+	Kind string `json:"kind"`
 }
 
 // PrivateKey is what a leak prints as one.
@@ -121,6 +123,7 @@ type call struct {
 	file     *File
 	out, err io.Writer
 	crash    bool // to be killed half-way
+	orphan   bool // its parent is
 }
 
 // exit ends a program with a status, after its message went to standard error.
@@ -175,6 +178,13 @@ func Main() int {
 		return 1
 	case "crash":
 		c.crash = true
+	case "orphan":
+		if c.orphan = name == "kubeadm" && (c.args[0] == "init" || c.args[0] == "join"); !c.orphan { // the others have no half
+			killParent()
+		}
+	case "late-orphan":
+		c.out = io.Discard
+		defer killParent()
 	}
 	run := map[string]func(*call) error{"kubeadm": kubeadm, "kubectl": kubectl, "ctr": ctr, "crictl": crictl,
 		"chronyc": chronyc, "containerd": containerd}[name]
@@ -219,10 +229,19 @@ func (c *call) say(format string, args ...any) { fmt.Fprintf(c.out, format+"\n",
 // pace takes the time of a phase; a crash happens here.
 func (c *call) pace() {
 	time.Sleep(c.host.Pace)
+	if c.orphan {
+		killParent()
+	}
 	if c.crash {
 		syscall.Kill(os.Getpid(), syscall.SIGKILL)
 		select {}
 	}
+}
+
+// killParent kills the agent that called. It has this process killed with it; should it not, that is not waited for.
+func killParent() {
+	syscall.Kill(os.Getppid(), syscall.SIGKILL)
+	time.Sleep(5 * time.Second)
 }
 
 // flags takes a command line apart: words, and flags with their values. Every flag must be known, as with the real

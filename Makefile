@@ -43,6 +43,12 @@ bench-packages: test-packages
 demo: lab-packages build
 	@scripts/demo.sh bin/rackstrap
 
+# Real Kubernetes on namespace machines: from power-on to a cluster, and what its life brings. The first run builds
+# Kubernetes from its Go modules, which takes ten minutes on two cores.
+.PHONY: e2e
+e2e: test-packages loaders
+	go test -count=1 -timeout 60m -run '^TestRealKubernetes$$' -v ./e2e | grep -vE '^ *=== '
+
 # Everything, QEMU boots included. Under CI a skipped test is a failure.
 test: test-packages loaders
 	@scripts/test.sh

@@ -27,6 +27,9 @@ const routerEnv = "RACKSTRAP_LAB_TEST_ROUTER"
 const crashEnv = "RACKSTRAP_LAB_TEST_CRASH"
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == MachineCommand {
+		os.Exit(MachineMain(context.Background(), os.Args[2:]))
+	}
 	if dir := os.Getenv(crashEnv); dir != "" {
 		crashHelper(dir)
 		return

@@ -148,6 +148,10 @@ func makeRepositories(ctx context.Context, tree, out string, k kernel, programs 
 			return err
 		}
 	}
+	// A release's own repository has all that its media have.
+	if err := os.CopyFS(filepath.Join(out, "base"), os.DirFS(filepath.Join(out, "medium"))); err != nil {
+		return err
+	}
 	for _, name := range append(RepositoryNames(), "medium") {
 		args := []string{"--quiet", "--no-database", "--general-compress-type=gz", "--simple-md-filenames"}
 		dir := filepath.Join(out, name)

@@ -35,7 +35,7 @@ func RepositoryNames() []string {
 }
 
 // systemRecipe is part of the cached system's name: raise it when what is built changes.
-const systemRecipe = "2"
+const systemRecipe = "3"
 
 // systemPackages are Debian's packages of the system. Those of rpmSources leave it again, as RPM files; their
 // libraries and accounts stay.

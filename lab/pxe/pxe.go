@@ -119,7 +119,7 @@ func (b *booter) boot(ctx context.Context) (Decision, error) {
 
 // lease gets an address, and gives it to the interface.
 func (b *booter) lease(ctx context.Context, stage ...dhcpv4.Modifier) (*dhcpv4.DHCPv4, error) {
-	client, err := nclient4.New(b.Interface, nclient4.WithHWAddr(b.MAC), nclient4.WithTimeout(4*time.Second), nclient4.WithRetry(4))
+	client, err := nclient4.New(b.Interface, nclient4.WithHWAddr(b.MAC), nclient4.WithTimeout(4*time.Second), nclient4.WithRetry(2))
 	if err != nil {
 		return nil, fmt.Errorf("DHCP on %s: %w", b.Interface, err)
 	}

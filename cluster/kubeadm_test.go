@@ -4,7 +4,6 @@ import (
 	"flag"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -13,7 +12,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
 
-	"rackstrap/internal/testenv"
 	"rackstrap/inventory"
 )
 
@@ -38,6 +36,7 @@ func renderings() map[string]string {
 	}
 }
 
+// The real kubeadm is shown these files by the tests of e2e.
 func TestRenderedForKubeadm(t *testing.T) {
 	for name, text := range renderings() {
 		golden(t, name, text)
@@ -54,39 +53,6 @@ func golden(t *testing.T, name, text string) {
 	want, err := os.ReadFile(path)
 	require.NoError(t, err)
 	require.Equal(t, string(want), text, "%s; go test ./cluster -update, if that is meant", name)
-}
-
-// kubeadm is the real program, of RACKSTRAP_KUBEADM or where package lab/kube builds it.
-func kubeadm(t *testing.T) string {
-	t.Helper()
-	if path := os.Getenv("RACKSTRAP_KUBEADM"); path != "" {
-		return path
-	}
-	cache, err := os.UserCacheDir()
-	require.NoError(t, err)
-	built := filepath.Join(cache, "rackstrap", "lab", "kube", "programs", "kubeadm-*", "kubeadm")
-	if found, _ := filepath.Glob(built); len(found) > 0 {
-		return found[0]
-	}
-	testenv.NeedFile(t, built) // `rackstrap lab kube` builds it
-	return ""
-}
-
-// What is rendered is what the real kubeadm takes, word for word: unknown fields are errors to it.
-func TestRealKubeadmAcceptsWhatIsRendered(t *testing.T) {
-	program := kubeadm(t)
-	for name, text := range renderings() {
-		path := filepath.Join(t.TempDir(), name)
-		require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
-		out, err := exec.Command(program, "config", "validate", "--config", path).CombinedOutput()
-		require.NoError(t, err, "%s: %s", name, out)
-		require.NotContains(t, strings.ToLower(string(out)), "unknown field", name)
-		require.NotContains(t, strings.ToLower(string(out)), "warning", name)
-	}
-	path := filepath.Join(t.TempDir(), "wrong.yaml")
-	require.NoError(t, os.WriteFile(path, []byte(strings.Replace(renderings()["init.yaml"], "podSubnet", "podSubnets", 1)), 0o600))
-	out, err := exec.Command(program, "config", "validate", "--config", path).CombinedOutput()
-	require.True(t, err != nil || strings.Contains(string(out), "podSubnets"), "it looks at all: %s", out)
 }
 
 func TestFlannel(t *testing.T) {

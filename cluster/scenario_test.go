@@ -277,6 +277,7 @@ func TestTurnOfOneThatWentAway(t *testing.T) {
 	r.agent(gone).down = true
 	r.agent(gone).work = nil
 	r.clock.forward(2 * time.Minute)
+	require.Contains(t, r.c.Status().Waiting[gone], "its agent has not called for 2m")
 	other := map[string]string{"kmaster2": "kmaster3", "kmaster3": "kmaster2"}[gone]
 	r.until("the other one is ready", r.ready(other))
 	r.agent(gone).down = false

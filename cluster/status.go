@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"fmt"
 	"time"
 
 	"rackstrap/inventory"
@@ -55,7 +56,14 @@ func (c *Coordinator) Status() Status {
 		case lifecycle.Ready:
 			st.Ready++
 		case lifecycle.Firstboot, lifecycle.Waiting, lifecycle.Joining, lifecycle.Joined, lifecycle.Initialising:
-			if why := c.reasons[rec.Name]; why != "" {
+			why := c.reasons[rec.Name]
+			if waits := rec.State == lifecycle.Firstboot || rec.State == lifecycle.Waiting; waits && !c.heardLocked(rec.Name) {
+				why = "its agent does not call any more"
+				if last, ok := c.seen[rec.Name]; ok {
+					why = fmt.Sprintf("its agent has not called for %s", c.o.Now().Sub(last).Round(time.Second))
+				}
+			}
+			if why != "" {
 				st.Waiting[rec.Name] = why
 			}
 		}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"path"
+	"slices"
 	"strings"
 	"time"
 
@@ -373,7 +375,9 @@ func (c *Coordinator) handJoin(ctx context.Context, m lifecycle.Member, s situat
 	}
 	work := c.ownWork(m, rec.Node.Work, action, int(timeout.Seconds()))
 	work.KubeadmConfig = JoinConfig(cfg, m.Machine, token, s.cluster.CAHash, key)
-	work.Images = c.o.Images()
+	if work.Images = c.o.Images(); action == api.Join {
+		work.Images = workerImages(work.Images)
+	}
 	return work, nil
 }
 
@@ -398,4 +402,18 @@ func (c *Coordinator) ownWork(m lifecycle.Member, id string, action api.Action, 
 func isAddress(host string) bool {
 	_, err := netip.ParseAddr(host)
 	return err == nil
+}
+
+// controlPlaneImages run on masters alone: half of what there is to import.
+var controlPlaneImages = []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "etcd"}
+
+// workerImages leaves out the archives that hold nothing for a worker. One whose content is not known stays.
+func workerImages(all []api.Image) []api.Image {
+	return slices.DeleteFunc(slices.Clone(all), func(archive api.Image) bool {
+		return len(archive.Names) > 0 && !slices.ContainsFunc(archive.Names, func(name string) bool {
+			name, _, _ = strings.Cut(path.Base(name), ":")
+			name, _, _ = strings.Cut(name, "@")
+			return !slices.Contains(controlPlaneImages, name)
+		})
+	})
 }

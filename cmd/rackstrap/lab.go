@@ -321,6 +321,11 @@ func (up *labUp) serve(ctx context.Context, rack *lab.Lab, config string) error 
 			return err
 		}
 	}
+	if !running(lab.MachineCommand) { // the time server; machines themselves are no appliances
+		if err := rack.StartNTP(ctx); err != nil {
+			return err
+		}
+	}
 	if running("serve") {
 		return nil
 	}
@@ -334,7 +339,7 @@ func (up *labUp) serve(ctx context.Context, rack *lab.Lab, config string) error 
 	if _, err := rack.WaitLog(ctx, log, daemonReady); err != nil {
 		return fmt.Errorf("the appliance did not become ready: %w", err)
 	}
-	return rack.StartNTP(ctx)
+	return nil
 }
 
 // milestones are the lines of the serial console that make up a boot's timeline.

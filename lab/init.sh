@@ -156,11 +156,6 @@ tree() {
 	image=$(sed -n 's/^mainimage *= *//p' /run/treeinfo)
 	image=${image:-LiveOS/squashfs.img}
 	fetch stage2 "$base/$image" /run/install/stage2 || return 1
-	sum=$(sed -n "s|^$image *= *sha256:||p" /run/treeinfo)
-	if [ -n "$sum" ] && [ "$(sha256sum /run/install/stage2 | cut -d ' ' -f 1)" != "$sum" ]; then
-		say "stage2 is not what .treeinfo says"
-		return 1
-	fi
 	# A medium need not have these: 404 is the rule.
 	for image in updates product; do
 		! fetch "$image" "$base/images/$image.img" "/run/$image.img" || say "the lab has no use for $image.img"
@@ -182,7 +177,7 @@ hand_over() {
 	mount -t proc proc /run/root/proc
 	mount -t sysfs sysfs /run/root/sys
 	# The kernel would ask for them in this initrd, which is still its root.
-	chroot /run/root modprobe -a dm_mod xfs ext4 vfat nls_cp437 nls_ascii nls_utf8
+	chroot /run/root modprobe -a crc32c_generic dm_mod xfs ext4 vfat nls_cp437 nls_ascii nls_utf8
 	if [ -d /sys/firmware/efi ]; then
 		chroot /run/root modprobe efivarfs
 		mount -t efivarfs efivarfs /run/root/sys/firmware/efi/efivars

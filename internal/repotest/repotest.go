@@ -23,7 +23,7 @@ import (
 type Tree map[string][]byte
 
 // Comps is the group metadata of every repository that Make makes: the group core, the environment minimal.
-const Comps = `<?xml version="1.0"?><!-- made by hand --><comps>
+const Comps = `<?xml version="1.0"?><!DOCTYPE comps PUBLIC "-//CentOS//DTD Comps info//EN" "comps.dtd"><!-- made by hand --><comps>
 <group><id>core</id><name>Core</name><name xml:lang="de">Kern</name><packagelist><packagereq>bash</packagereq></packagelist></group>
 <environment><id>minimal</id><name>Minimal Install</name></environment></comps>`
 

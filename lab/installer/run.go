@@ -404,7 +404,8 @@ func (j *job) onError(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), 10*time.Minute)
 	defer cancel()
 	for _, s := range j.ks.of("onerror") {
-		j.say("running %%onerror")
+		// On the console alone: what failed is to be the log's last line, which the script reports.
+		fmt.Fprintf(j.Console, "rackstrap-lab: running %%onerror\n")
 		s.errorOnFail = false
 		if err := j.runScript(ctx, s, j.lab, j.lab); err != nil {
 			j.log.line("anaconda", "ERROR anaconda: %v", err)

@@ -342,7 +342,7 @@ func (up *labUp) serve(ctx context.Context, rack *lab.Lab, config string) error 
 	return nil
 }
 
-// milestones are the lines of the serial console that make up a boot's timeline.
+// milestones are the lines of the serial console that make up a boot's timeline, until the installer.
 var milestones = []*regexp.Regexp{
 	milestone(`kernel command line: .*`),
 	milestone(`address .*`),
@@ -350,18 +350,44 @@ var milestones = []*regexp.Regexp{
 	milestone(`installer reached`),
 }
 
+// installMilestones are those that follow when the lab's own installer installs.
+var installMilestones = []*regexp.Regexp{
+	milestone(`storage: .*`),
+	milestone(`system laid down .*`),
+	milestone(`installing \d+ packages`),
+	milestone(`running %post`),
+	milestone(`installation finished: .*`),
+}
+
+// diskBooted is what the installed system shows once systemd has come up.
+func diskBooted(name string) *regexp.Regexp {
+	return regexp.MustCompile(`(?s)installation finished: .*\n(` + regexp.QuoteMeta(name) + ` login: )`)
+}
+
 // milestone is one such line; a failure ends the wait for any of them.
 func milestone(line string) *regexp.Regexp {
 	return regexp.MustCompile(`rackstrap-lab: (` + line + `|FAILED .*)`)
 }
 
-// follow waits for every machine's installer and tells each step.
+// milestones are those of a machine. A medium of the user's ends, for us, with its kernel: what its installer shows is
+// not known; the appliance's events tell more.
+func (up *labUp) milestones(name string) []*regexp.Regexp {
+	switch {
+	case up.iso != "":
+		return []*regexp.Regexp{regexp.MustCompile(`(Linux version \S+)`)}
+	case up.bootOnly:
+		return milestones
+	}
+	return append(slices.Concat(milestones, installMilestones), diskBooted(name))
+}
+
+// follow waits for every machine's milestones and tells each.
 func (up *labUp) follow(ctx context.Context, rack *lab.Lab, machines []lab.Machine, start time.Time) error {
 	var group errgroup.Group // not WithContext: one machine's failure says nothing about the others
 	lines := make(chan string)
 	for _, m := range machines {
 		group.Go(func() error {
-			for _, milestone := range milestones {
+			for _, milestone := range up.milestones(m.Name) {
 				match, err := rack.WaitSerial(ctx, m.Name, milestone)
 				if err != nil {
 					return fmt.Errorf("%s: %w", m.Name, err)

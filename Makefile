@@ -9,7 +9,8 @@ ARCH ?= $(shell go env GOARCH)
 # Debian packages, by what they are for.
 BUILD_PACKAGES := ipxe grub-common grub-efi-amd64-bin grub-efi-ia32-bin grub-pc-bin
 LAB_PACKAGES   := iproute2 qemu-system-x86 qemu-utils ovmf ipxe-qemu xorriso squashfs-tools cpio zstd mtools dosfstools \
-	fdisk gdisk busybox-static shim-signed grub-efi-amd64-signed mmdebstrap createrepo-c
+	fdisk gdisk busybox-static shim-signed grub-efi-amd64-signed mmdebstrap createrepo-c \
+	gcc libc6-dev openssh-client
 TEST_PACKAGES  := gcc libc6-dev udhcpc isc-dhcp-client isc-dhcp-relay kea-admin dnsmasq-base tftp-hpa atftp curl \
 	tcpdump iputils-ping procps socat shellcheck dnf createrepo-c python3 systemd bsdutils
 BENCH_PACKAGES := kea-dhcp4-server tftpd-hpa nginx-light wrk
@@ -39,7 +40,7 @@ test-packages: lab-packages
 bench-packages: test-packages
 	@scripts/install.sh $(BENCH_PACKAGES)
 
-# The main job on a virtual rack, on embedded defaults: three machines, power-on to the installer.
+# The main job on a virtual rack, on embedded defaults: three machines, from power-on to the system on their disks.
 demo: lab-packages build
 	@scripts/demo.sh bin/rackstrap
 

@@ -56,7 +56,7 @@ func rackstrap(t *testing.T, args ...string) string {
 
 func tryRackstrap(t *testing.T, args ...string) (string, error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, binary, args...)
 	cmd.Dir = t.TempDir() // so that no rackstrap.yaml of the place is found

@@ -19,7 +19,8 @@ func Packages() []string {
 		"iproute2", "qemu-system-x86", "qemu-utils", "ovmf", "ipxe-qemu", // the rack
 		"xorriso", "squashfs-tools", "busybox-static", "shim-signed", "grub-efi-amd64-signed", // the ISO
 		"mtools", "grub-common", "grub-pc-bin", // PlantDisk
-		"mmdebstrap", "createrepo-c", // BuildSystem
+		"mmdebstrap", "createrepo-c", "gcc", "libc6-dev", // BuildSystem
+		"openssh-client", // `rackstrap lab ssh`
 	}
 }
 

@@ -36,6 +36,7 @@ type firmware struct {
 	pack     string // the Debian package of both
 	secure   bool   // writes to the variables need System Management Mode
 	httpOnly bool   // PXE switched off, so that HTTP Boot comes first
+	noIPv6   bool   // PXE over IPv6 switched off: the firmware would wait a minute for nobody before it tries the disk
 }
 
 // graphics=off makes SeaBIOS (and with it iPXE and GRUB) mirror the screen to the serial port; OVMF does so
@@ -43,7 +44,7 @@ type firmware struct {
 var firmwares = map[Firmware]firmware{
 	BIOS: {machine: "q35,graphics=off,smm=off"},
 	UEFI: {
-		machine: "q35,smm=off", pack: "ovmf",
+		machine: "q35,smm=off", pack: "ovmf", noIPv6: true,
 		code: "/usr/share/OVMF/OVMF_CODE_4M.fd",
 		vars: "/usr/share/OVMF/OVMF_VARS_4M.fd",
 	},
@@ -83,9 +84,10 @@ func (f firmware) args(vars string) []string {
 		args = append(args, "-global", "driver=cfi.pflash01,property=secure,value=on")
 	}
 	if f.httpOnly {
-		args = append(args,
-			"-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n",
-			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n")
+		args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=n")
+	}
+	if f.httpOnly || f.noIPv6 {
+		args = append(args, "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=n")
 	}
 	return args
 }

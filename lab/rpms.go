@@ -79,12 +79,14 @@ func rpmSpecs(k kernel) []rpmSpec {
 		rpmSpec{repository: "extras", name: "container-selinux", version: "2.119.2", requires: nil},
 
 		rpmSpec{repository: "docker-ce", name: "containerd.io", version: "1.6.33", release: "3.1.el7", debian: []string{"containerd", "runc"},
+			only:     regexp.MustCompile(`^/usr/bin/(containerd|containerd-shim-runc-v2|ctr)$|^/usr/s?bin/runc$|containerd\.service$`),
 			requires: []string{"container-selinux"},
 			// As the package of Docker has it: with the interface that kubelet needs switched off.
 			files: map[string]string{"/etc/containerd/config.toml": "disabled_plugins = [\"cri\"]\n"}},
 		rpmSpec{repository: "docker-ce", name: "docker-ce-cli", version: "26.1.4", release: "1.el7", debian: []string{"docker.io"},
 			only: regexp.MustCompile(`^/usr/bin/docker$`)},
 		rpmSpec{repository: "docker-ce", name: "docker-ce", version: "26.1.4", release: "1.el7", debian: []string{"docker.io"},
+			only:     regexp.MustCompile(`^/usr/sbin/(dockerd|docker-proxy)$|^/usr/bin/docker-init$|/docker\.(service|socket)$|80-docker`),
 			requires: []string{"docker-ce-cli", "containerd.io", "container-selinux", "iptables"}},
 
 		rpmSpec{repository: "kubernetes", name: "kubernetes-cni", version: "1.2.0", release: "0", debian: []string{"containernetworking-plugins"},

@@ -35,7 +35,7 @@ func RepositoryNames() []string {
 }
 
 // systemRecipe is part of the cached system's name: raise it when what is built changes.
-const systemRecipe = "3"
+const systemRecipe = "4"
 
 // systemPackages are Debian's packages of the system. Those of rpmSources leave it again, as RPM files; their
 // libraries and accounts stay.
@@ -55,7 +55,7 @@ var excludedPaths = []string{"/usr/share/doc/*", "/usr/share/man/*", "/usr/share
 // systemModules are the kernel's directories of modules that a virtual node can use; others would double the
 // system's size.
 var systemModules = []string{
-	"kernel/arch", "kernel/crypto", "kernel/lib", "kernel/block", "kernel/mm",
+	"kernel/arch/x86/crypto", "kernel/crypto", "kernel/lib", "kernel/block", "kernel/mm",
 	"kernel/net/802", "kernel/net/8021q", "kernel/net/bridge", "kernel/net/core", "kernel/net/ipv4", "kernel/net/ipv6", "kernel/net/llc",
 	"kernel/net/netfilter", "kernel/net/openvswitch", "kernel/net/packet", "kernel/net/sched", "kernel/net/sctp", "kernel/net/tls", "kernel/net/unix",
 	"kernel/net/vmw_vsock", "kernel/net/xfrm", "kernel/net/nsh", "kernel/net/mpls", "kernel/net/psample",
@@ -145,12 +145,38 @@ func makeSystem(ctx context.Context, dir string, k kernel, programs func(string)
 	if err := makeRepositories(ctx, tree, filepath.Join(work, "repositories"), k, programs); err != nil {
 		return fmt.Errorf("repositories: %w", err)
 	}
+	if err := trim(tree); err != nil {
+		return err
+	}
 	// lz4 costs an emulated machine the least; the image crosses the virtual wire once.
 	if _, err := output(ctx, "mksquashfs", tree, filepath.Join(work, "system.squashfs"), "-quiet", "-no-progress", "-noappend",
 		"-comp", "lz4", "-Xhc", "-xattrs"); err != nil {
 		return err
 	}
 	return os.Rename(work, dir)
+}
+
+// trimmed is what packages depend on for the sake of a few scripts that nobody runs here.
+var trimmed = []string{"usr/lib/python3*", "usr/bin/python3*", "usr/share/python3*", "usr/share/perl", "usr/share/perl5", "usr/lib/x86_64-linux-gnu/perl",
+	"usr/lib/x86_64-linux-gnu/libperl.so*", "usr/lib/x86_64-linux-gnu/gconv", "usr/lib/grub/x86_64-efi/monolithic",
+	"usr/lib/grub/*/*.module", "usr/lib/udev/hwdb.d", "usr/lib/file", "usr/share/maven-repo", "usr/share/common-licenses", "var/lib/dpkg/info",
+	"var/lib/apt", "usr/lib/x86_64-linux-gnu/perl-base/unicore", "usr/lib/gcc", "usr/share/gcc", "usr/share/gdb",
+	"usr/bin/dnet", "usr/sbin/ovrouter", "usr/share/docker.io", "usr/bin/containerd-shim", "usr/bin/containerd-shim-runc-v1", "etc/init.d/docker"}
+
+// trim halves what an emulated machine has to unpack.
+func trim(tree string) error {
+	for _, pattern := range trimmed {
+		found, err := filepath.Glob(filepath.Join(tree, pattern))
+		if err != nil {
+			return err
+		}
+		for _, path := range found {
+			if err := os.RemoveAll(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // bootstrap has mmdebstrap install the packages, from this host's own sources of Debian packages.

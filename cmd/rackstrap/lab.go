@@ -49,7 +49,8 @@ func (a *app) labCommand() *cobra.Command {
 		}
 	}
 	cmd.AddCommand(a.labUpCommand(flags), labStatusCommand(flags), labConsoleCommand(flags), labScreenshotCommand(flags),
-		labPowerCommand(flags), labExecCommand(flags), labPlantCommand(flags), labKubernetesCommand(), labDownCommand(flags))
+		labPowerCommand(flags), labExecCommand(flags), labPlantCommand(flags), labSSHCommand(flags), labKubernetesCommand(),
+		labDownCommand(flags))
 	return cmd
 }
 
@@ -176,6 +177,12 @@ func (up *labUp) configure(ctx context.Context, source []byte) (*inventory.Confi
 	args, _ := install["kernel_args"].([]any)
 	install["kernel_args"] = append(args, "console=ttyS0,115200")
 	if system != nil {
+		key, err := up.sshKey(ctx)
+		if err != nil {
+			return nil, "", err
+		}
+		keys, _ := install["ssh_authorized_keys"].([]any)
+		install["ssh_authorized_keys"] = append(keys, key)
 		// The repositories of the lab take the place of those on the internet, which machines in here do not reach.
 		repos := section(install, "repos")
 		for _, name := range lab.RepositoryNames() {
@@ -293,7 +300,7 @@ func (up *labUp) machines(cfg *inventory.Config) ([]lab.Machine, error) {
 		}
 		spec := lab.Machine{Name: m.Name, MAC: mac.HardwareAddr(), Firmware: firmware}
 		if !up.bootOnly {
-			spec.MemoryMiB = 2048 // as the real Anaconda wants
+			spec.MemoryMiB, spec.CPUs = 2048, 2 // as the real Anaconda and a control plane want
 		}
 		machines = append(machines, spec)
 	}

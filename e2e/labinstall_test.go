@@ -1,0 +1,262 @@
+package e2e
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/require"
+
+	"rackstrap/internal/testenv"
+	"rackstrap/inventory"
+	"rackstrap/lab"
+	"rackstrap/lifecycle"
+)
+
+// directoryMachine is a machine without firmware and disk: a network namespace on the lab's bridge, and an overlay
+// on the lab's system as its root. The lab's installer executes the kickstart there as it does on a disk, so
+// what goes wrong in an installation can be tried in seconds.
+type directoryMachine struct {
+	*virtualRack
+	name, mac, netns, root string
+	args                   string // the installer's kernel arguments
+	system                 lab.System
+}
+
+// run runs a tool to its end.
+func run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
+	require.NoError(t, err, "%s %s: %s", name, strings.Join(args, " "), out)
+	return string(out)
+}
+
+// directory makes the i-th machine of the reference configuration such a one.
+func (l *virtualRack) directory(name string, i int) *directoryMachine {
+	t := l.t
+	t.Helper()
+	system, err := lab.BuildSystem(t.Context(), "", slog.New(slog.NewTextHandler(t.Output(), nil)))
+	require.NoError(t, err)
+	m := &directoryMachine{virtualRack: l, name: name, mac: fmt.Sprintf("52:54:00:00:00:8%d", i), netns: l.name + "-" + name}
+	run(t, "ip", "netns", "add", m.netns)
+	t.Cleanup(func() { run(t, "ip", "netns", "del", m.netns) })
+	port := fmt.Sprintf("port%d", i)
+	run(t, "ip", "-n", m.netns, "link", "add", "eth0", "address", m.mac, "type", "veth", "peer", "name", port, "netns", l.name)
+	run(t, "ip", "-n", l.name, "link", "set", port, "master", "eth1", "up")
+	run(t, "ip", "-n", m.netns, "link", "set", "lo", "up")
+	m.system = system
+	m.boot()
+	return m
+}
+
+// blank gives the machine a root that holds the lab's system and nothing else, as a disk that is erased.
+func (m *directoryMachine) blank() {
+	t := m.t
+	t.Helper()
+	// An overlay cannot lie on an overlay, which a test's own directory may be on: memory it is.
+	memory := t.TempDir()
+	run(t, "mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", memory)
+	t.Cleanup(func() { run(t, "umount", "--lazy", memory) })
+	m.root = filepath.Join(memory, "root")
+	for _, dir := range []string{"root", "upper", "work"} {
+		require.NoError(t, os.Mkdir(filepath.Join(memory, dir), 0o755))
+	}
+	run(t, "mount", "-t", "overlay", "-o", "lowerdir="+m.system.Tree+",upperdir="+memory+"/upper,workdir="+memory+"/work", "overlay", m.root)
+	t.Cleanup(func() { run(t, "umount", "--lazy", m.root) })
+}
+
+var kernelLine = regexp.MustCompile(`(?m)^kernel \S+ (.*?)( \|\| .*)?$`)
+
+// boot does what the network boot of a machine leaves behind at the appliance: an address, and the script with the
+// arguments.
+func (m *directoryMachine) boot() {
+	t := m.t
+	t.Helper()
+	run(t, "ip", "-n", m.netns, "link", "set", "eth0", "up")
+	run(t, "ip", "netns", "exec", m.netns, "udhcpc", "-i", "eth0", "-q", "-n", "-f", "-t", "10", "-T", "2", "-s", "/bin/true",
+		"-V", "PXEClient:Arch:00000:UNDI:002001", "-x", "0x5d:0000", "-x", "0x4d:"+fmt.Sprintf("%x", "iPXE"))
+	hyphened := strings.ReplaceAll(m.mac, ":", "-")
+	run(t, "ip", "-n", m.netns, "addr", "replace", "10.10.10.8"+m.mac[len(m.mac)-1:]+"/24", "dev", "eth0")
+	script := run(t, "ip", "netns", "exec", m.netns, "curl", "-sSf", "http://10.10.10.1:8080/boot/"+hyphened+"/ipxe")
+	run(t, "ip", "-n", m.netns, "addr", "flush", "dev", "eth0")
+	m.args = ""
+	if found := kernelLine.FindStringSubmatch(script); found != nil {
+		m.args = found[1]
+		m.blank()
+	}
+}
+
+// installer prepares the installer's process.
+func (m *directoryMachine) installer(ctx context.Context) *exec.Cmd {
+	return exec.CommandContext(ctx, "ip", "netns", "exec", m.netns, binary, "lab-installer", "--root", m.root, "--interface", "eth0",
+		"--mac", m.mac, "--serial", m.name, "--kernel-args", m.args)
+}
+
+// install installs, and returns what the installer said.
+func (m *directoryMachine) install() (string, error) {
+	ctx, cancel := context.WithTimeout(m.t.Context(), 5*time.Minute)
+	defer cancel()
+	out, err := m.installer(ctx).CombinedOutput()
+	return string(out), err
+}
+
+func (m *directoryMachine) read(name string) string {
+	m.t.Helper()
+	text, err := os.ReadFile(filepath.Join(m.root, name))
+	require.NoError(m.t, err)
+	return string(text)
+}
+
+func (m *directoryMachine) chroot(args ...string) string {
+	m.t.Helper()
+	return run(m.t, "chroot", append([]string{m.root}, args...)...)
+}
+
+// machine is what the operator is shown of a machine.
+func (l *virtualRack) machine(name string) lifecycle.Status {
+	for _, m := range l.status().Machines {
+		if m.Name == name {
+			return m
+		}
+	}
+	return lifecycle.Status{}
+}
+
+func needDirectories(t *testing.T) {
+	testenv.NeedRoot(t)
+	testenv.NeedTool(t, "mmdebstrap", "createrepo_c", "mksquashfs", "udhcpc", "curl", "ip")
+}
+
+// The rendered kickstart, unchanged, makes of the lab's system what the plan prescribes.
+func TestInstallIntoADirectory(t *testing.T) {
+	needDirectories(t)
+	l, _ := labUp(t, "e2edir", "--off")
+	m := l.directory("knode1", 1)
+	out, err := m.install()
+	t.Log(out)
+	require.NoError(t, err)
+	require.Contains(t, out, "rackstrap-lab: installation finished: reboot")
+	require.Equal(t, "installed", string(l.machine("knode1").State))
+	m.boot()
+	require.Empty(t, m.args, "an installed machine is not sent to the installer")
+
+	require.Equal(t, "knode1\n", m.read("etc/hostname"))
+	require.Contains(t, m.read("etc/hosts"), "10.10.10.80 kmaster")
+	require.Contains(t, m.read("etc/systemd/network/10-kickstart.network"), "Address=10.10.10.81/24\nGateway=10.10.10.121\n")
+	require.Contains(t, m.read("etc/containerd/config.toml"), "SystemdCgroup = true")
+	require.Contains(t, m.read("etc/modules-load.d/k8s.conf"), "nf_conntrack\n")
+	require.Contains(t, m.read("etc/chrony.conf"), "server time1.aliyun.com")
+	require.Empty(t, m.read("etc/yum.repos.d/CentOS-Base.repo"))
+	require.Equal(t, "SELINUX=permissive", strings.SplitN(m.read("etc/selinux/config"), "\n", 2)[0])
+	require.NotContains(t, m.read("etc/fstab"), "swap")
+	require.Contains(t, m.chroot("rpm", "--query", "kubelet", "kubeadm", "kubectl", "containerd.io", "docker-ce", "chrony", "conntrack-tools"),
+		"kubelet-1.28.2-0.x86_64\nkubeadm-1.28.2-0.x86_64\nkubectl-1.28.2-0.x86_64\ncontainerd.io-1.6.33-")
+	require.Contains(t, m.chroot("rpm", "--query", "ca-certificates"), "-2.lab.el7", "yum update ca-certificates")
+	for _, unit := range []string{"chronyd", "sshd", "containerd", "docker", "kubelet", "rackstrap-agent", "NetworkManager-wait-online"} {
+		require.Equal(t, "enabled\n", m.chroot("systemctl", "is-enabled", unit), unit)
+	}
+	require.Contains(t, m.chroot("kubeadm", "version", "--output=short"), "v1.28.2")
+}
+
+// edited is the reference configuration with some of its lines replaced.
+func edited(t *testing.T, lines map[string]string) string {
+	t.Helper()
+	text := string(inventory.Reference())
+	for old, replacement := range lines {
+		require.Contains(t, text, old)
+		text = strings.Replace(text, old, replacement, 1)
+	}
+	path := filepath.Join(t.TempDir(), "rackstrap.yaml")
+	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
+	return path
+}
+
+// Done-when 4 of the installation: what loses power during %post installs again by itself.
+func TestPowerLossDuringPost(t *testing.T) {
+	needDirectories(t)
+	l, _ := labUp(t, "e2epower", "--off")
+	m := l.directory("knode1", 1)
+	ctx, cut := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cut()
+	installer := m.installer(ctx)
+	installer.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	require.NoError(t, installer.Start())
+	log := filepath.Join(m.root, "root", "rackstrap-post.log")
+	require.Eventually(t, func() bool {
+		text, _ := os.ReadFile(log)
+		return strings.Contains(string(text), "rackstrap: containerd")
+	}, 4*time.Minute, 50*time.Millisecond)
+	require.NoError(t, syscall.Kill(-installer.Process.Pid, syscall.SIGKILL)) // the group that we started
+	require.Error(t, installer.Wait())
+	require.Equal(t, "installing", string(l.machine("knode1").State))
+
+	m.boot()
+	require.NotEmpty(t, m.args, "it is installed again")
+	out, err := m.install()
+	require.NoError(t, err, out)
+	after := l.machine("knode1")
+	require.Equal(t, "installed", string(after.State))
+	require.Equal(t, 2, after.Record.Tries)
+}
+
+// One whose %post fails shows the failing line, and is left alone after the attempts that are configured.
+func TestFailingPost(t *testing.T) {
+	needDirectories(t)
+	config := edited(t, map[string]string{
+		"  # attempts: 3 ": "  attempts: 2 ",
+		"  # boot_args:":   "  post_scripts: [\"#!/bin/bash\\nset -e\\nls /nowhere\\n\"]\n  # boot_args:",
+	})
+	l, _ := labUp(t, "e2efail", "--config", config, "--off")
+	m := l.directory("knode1", 1)
+	for try := 1; try <= 2; try++ {
+		require.NotEmpty(t, m.args, "attempt %d", try)
+		out, err := m.install()
+		require.Error(t, err)
+		require.Contains(t, out, "rackstrap-lab: FAILED %post")
+		failed := l.machine("knode1")
+		require.Equal(t, "failed", string(failed.State))
+		require.Equal(t, try, failed.Record.Tries)
+		m.boot()
+	}
+	require.Empty(t, m.args, "it is held: there have been two attempts")
+	require.Contains(t, l.do("status"), "cannot access '/nowhere'")
+	require.Contains(t, l.do("events", "knode1"), "cannot access '/nowhere'")
+}
+
+// Done-when 1 of the installation: three machines, each with a firmware of its own, are installed onto their disks,
+// boot from the network again and from there their disks, and are as the plan prescribes.
+func TestInstallOntoDisks(t *testing.T) {
+	needDirectories(t)
+	testenv.NeedTool(t, "ssh", "ssh-keygen")
+	l, out := labUp(t, "e2einstall", "--firmware", "bios,uefi,uefi-http", "--wait", "25m")
+	t.Log(out)
+	check, err := os.ReadFile("../scripts/check-installed.sh")
+	require.NoError(t, err)
+	for i, name := range []string{"kmaster", "knode1", "knode2"} {
+		require.Eventually(t, func() bool { return l.machine(name).State != "installed" }, 5*time.Minute, 2*time.Second, "the agent of %s calls home", name)
+		events := l.do("events", name)
+		require.Contains(t, events, "installing -> installed (reported by its %post)")
+		require.Contains(t, events, `iPXE script "local-disk"`, "it booted from the network, and was sent to its disk")
+		require.Contains(t, events, "installed -> firstboot")
+		require.Contains(t, events, "packages 100%", "the installer's log")
+
+		ctx, cancel := context.WithTimeout(t.Context(), 8*time.Minute)
+		defer cancel()
+		cmd := exec.CommandContext(ctx, binary, "lab", "--name", l.name, "--state", l.state, "ssh", name, "bash", "-s", name, fmt.Sprintf("10.10.10.8%d", i))
+		cmd.Stdin = bytes.NewReader(check)
+		out, err := cmd.CombinedOutput()
+		t.Logf("%s:\n%s", name, out)
+		require.NoError(t, err)
+	}
+}

@@ -148,15 +148,41 @@ func TestInstallIntoADirectory(t *testing.T) {
 	require.NoError(t, err)
 	require.Contains(t, out, "rackstrap-lab: installation finished: reboot")
 	require.Equal(t, "installed", string(l.machine("knode1").State))
+	require.Contains(t, l.do("events", "knode1"), "packages 100%", "the installer's log")
+
+	// What a real yum refuses is refused.
+	yum := func(args ...string) (string, error) {
+		ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
+		defer cancel()
+		out, err := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", m.netns, "chroot", m.root, "yum", "--assumeyes"}, args...)...).CombinedOutput()
+		return string(out), err
+	}
+	out, err = yum("install", "emacs")
+	require.Error(t, err)
+	require.Contains(t, out, "No package emacs available.\nError: Nothing to do")
+	out, err = yum("install", "kubelet-1.28.2", "emacs")
+	require.NoError(t, err, "it is content with a part: %s", out)
+	m.chroot("rpm", "--erase", "--nodeps", "--force-debian", "socat", "kubectl")
+	out, err = yum("install", "kubectl")
+	require.Error(t, err, "excluded: %s", out)
+	out, err = yum("--disableexcludes=kubernetes", "install", "kubectl-1.28.3")
+	require.Error(t, err, "another version than there is: %s", out)
+	out, err = yum("--disableexcludes=kubernetes", "install", "kubectl-1.28.2")
+	require.NoError(t, err, out)
+	m.chroot("sed", "-i", "s/^gpgcheck=0/gpgcheck=1/", "/etc/yum.repos.d/rackstrap.repo")
+	out, err = yum("install", "socat")
+	require.Error(t, err)
+	require.Contains(t, out, ".lab.el7.x86_64 is not signed")
+
 	m.boot()
 	require.Empty(t, m.args, "an installed machine is not sent to the installer")
 
 	require.Equal(t, "knode1\n", m.read("etc/hostname"))
 	require.Contains(t, m.read("etc/hosts"), "10.10.10.80 kmaster")
-	require.Contains(t, m.read("etc/systemd/network/10-kickstart.network"), "Address=10.10.10.81/24\nGateway=10.10.10.121\n")
+	require.Contains(t, m.read("etc/systemd/network/10-kickstart.network"), "Address=10.10.10.81/24\nGateway=10.10.10.1\n")
 	require.Contains(t, m.read("etc/containerd/config.toml"), "SystemdCgroup = true")
 	require.Contains(t, m.read("etc/modules-load.d/k8s.conf"), "nf_conntrack\n")
-	require.Contains(t, m.read("etc/chrony.conf"), "server time1.aliyun.com")
+	require.Contains(t, m.read("etc/chrony.conf"), "server 10.10.10.1 iburst")
 	require.Empty(t, m.read("etc/yum.repos.d/CentOS-Base.repo"))
 	require.Equal(t, "SELINUX=permissive", strings.SplitN(m.read("etc/selinux/config"), "\n", 2)[0])
 	require.NotContains(t, m.read("etc/fstab"), "swap")

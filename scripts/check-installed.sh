@@ -32,6 +32,6 @@ config=$(containerd config dump)
 expect 'containerd cgroups' 'SystemdCgroup = true' "$(grep -m 1 SystemdCgroup <<<"$config")"
 expect 'containerd sandbox' 'google_containers/pause:3.9' "$(grep -m 1 sandbox_image <<<"$config")"
 expect 'containerd CRI' io.containerd.grpc.v1 "$(ctr plugins ls | awk '$2 == "cri" && $4 == "ok" { print $1, $4 }')"
-expect time "server time1.aliyun.com" "$(grep '^server' /etc/chrony.conf)"
+expect time "server " "$(grep '^server' /etc/chrony.conf)"
 expect packages 'kubeadm-1.28.2' "$(rpm --query kubeadm kubelet kubectl containerd.io docker-ce 2>&1)"
 exit "$((faults > 0))"

@@ -68,12 +68,13 @@ func (m *directoryMachine) blank() {
 	memory := t.TempDir()
 	run(t, "mount", "-t", "tmpfs", "-o", "size=4g", "tmpfs", memory)
 	t.Cleanup(func() { run(t, "umount", "--lazy", memory) })
-	m.root = filepath.Join(memory, "root")
+	root := filepath.Join(memory, "root")
+	m.root = root
 	for _, dir := range []string{"root", "upper", "work"} {
 		require.NoError(t, os.Mkdir(filepath.Join(memory, dir), 0o755))
 	}
-	run(t, "mount", "-t", "overlay", "-o", "lowerdir="+m.system.Tree+",upperdir="+memory+"/upper,workdir="+memory+"/work", "overlay", m.root)
-	t.Cleanup(func() { run(t, "umount", "--lazy", m.root) })
+	run(t, "mount", "-t", "overlay", "-o", "lowerdir="+m.system.Tree+",upperdir="+memory+"/upper,workdir="+memory+"/work", "overlay", root)
+	t.Cleanup(func() { run(t, "umount", "--lazy", root) })
 }
 
 var kernelLine = regexp.MustCompile(`(?m)^kernel \S+ (.*?)( \|\| .*)?$`)
@@ -179,7 +180,8 @@ func TestInstallIntoADirectory(t *testing.T) {
 
 	require.Equal(t, "knode1\n", m.read("etc/hostname"))
 	require.Contains(t, m.read("etc/hosts"), "10.10.10.80 kmaster")
-	require.Contains(t, m.read("etc/systemd/network/10-kickstart.network"), "Address=10.10.10.81/24\nGateway=10.10.10.1\n")
+	require.Contains(t, m.read("etc/systemd/network/10-kickstart.network"), "Address=10.10.10.81/24\n")
+	require.Contains(t, m.read("etc/systemd/network/10-kickstart.network"), "\nGateway=10.10.10.1\n")
 	require.Contains(t, m.read("etc/containerd/config.toml"), "SystemdCgroup = true")
 	require.Contains(t, m.read("etc/modules-load.d/k8s.conf"), "nf_conntrack\n")
 	require.Contains(t, m.read("etc/chrony.conf"), "server 10.10.10.1 iburst")

@@ -231,8 +231,10 @@ if [ -n "$kickstart" ]; then
 else
 	say "no inst.ks on the kernel command line"
 fi
-if [ -n "$repo" ]; then
-	tree "$repo" || fail "installation tree $repo"
+stage2=$(argument inst.stage2)
+stage2=${stage2:-$repo}
+if [ -n "$stage2" ]; then
+	tree "$stage2" || fail "installation tree $stage2"
 fi
 say "installer reached"
 hand_over

@@ -16,7 +16,7 @@ import (
 func needSystem(t testing.TB) System {
 	testenv.NeedRoot(t)
 	testenv.NeedTool(t, "mmdebstrap", "createrepo_c", "mksquashfs", "apt-get", "dpkg-deb")
-	made, err := BuildSystem(deadline(t, 20*time.Minute), "", slog.New(slog.NewTextHandler(t.Output(), nil)))
+	made, err := BuildSystem(deadline(t, 30*time.Minute), "", slog.New(slog.NewTextHandler(t.Output(), nil)))
 	require.NoError(t, err)
 	return made
 }

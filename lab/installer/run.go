@@ -228,9 +228,11 @@ func (j *job) dracut(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("kickstart: %w", err)
 	}
-	base, err := j.treeURL()
-	if err != nil {
-		return err
+	base := strings.TrimRight(j.args["inst.stage2"], "/")
+	if base == "" {
+		if base, err = j.treeURL(); err != nil {
+			return err
+		}
 	}
 	treeinfo, err := fetchBytes(ctx, j.client, base+"/.treeinfo", header)
 	j.tell("treeinfo", base+"/.treeinfo", len(treeinfo), err)

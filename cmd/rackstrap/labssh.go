@@ -31,7 +31,7 @@ func (f *labFlags) sshKey(ctx context.Context) (string, error) {
 }
 
 func labSSHCommand(flags *labFlags) *cobra.Command {
-	return &cobra.Command{
+	cmd := &cobra.Command{
 		Use:   "ssh NAME [COMMAND...]",
 		Short: "Run a command on an installed machine, or a shell, as root",
 		Args:  args(cobra.MinimumNArgs(1)),
@@ -52,4 +52,6 @@ func labSSHCommand(flags *labFlags) *cobra.Command {
 			return ssh.Run()
 		},
 	}
+	cmd.Flags().SetInterspersed(false) // options behind the name are the command's
+	return cmd
 }

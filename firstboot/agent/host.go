@@ -125,7 +125,7 @@ func (j *job) do(ctx context.Context) (api.Result, error) {
 	case api.Done: // the hosts file was all
 		return api.Result{}, nil
 	case api.Reset:
-		if err := j.reset(ctx); err != nil {
+		if err := j.leave(ctx); err != nil {
 			return api.Result{}, err
 		}
 		return api.Result{}, os.RemoveAll(j.own(fileTries))

@@ -252,6 +252,47 @@ func TestInitialisedClusterIsNeverReset(t *testing.T) {
 	require.Equal(t, 0, count(c.state().Commands, "kmaster: kubeadm reset"))
 }
 
+// A second master that half joined must not lose its etcd's data before it is out of the cluster: the first one alone
+// would have no quorum, and never get it again.
+func TestMemberOfEtcdIsNotResetBeforeItIsOut(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	master, result := c.init()
+	hash, _ := publicKeyHash([]byte(result.CACert))
+	c.ok(master, api.Work{Action: api.UploadCerts, KubeadmConfig: c.initConfig("kmaster")})
+	second := c.host("knode1")
+	require.NoError(t, fakekube.Plant(c.root("knode1"), fakekube.Fault{Command: "kubeadm join", Kind: "crash"}))
+	out := c.do(second, c.joinWork("knode1", c.mint(master, "abc123", "knode1"), hash, key))
+	require.False(t, out.OK)
+	require.Len(t, c.state().Members, 2)
+	cut := func(down bool) {
+		require.NoError(t, c.file.Update(func(s *fakekube.State) error {
+			h := s.Hosts["knode1"]
+			h.Down = down
+			s.Hosts["knode1"] = h
+			return nil
+		}))
+	}
+	cut(true)
+	out = c.do(second, api.Work{Action: api.Reset, Seconds: 3})
+	require.False(t, out.OK)
+	require.True(t, out.Retryable)
+	require.FileExists(t, filepath.Join(c.root("knode1"), etcdData, "member/snap/db"))
+	require.Equal(t, 0, count(c.state().Commands, "knode1: kubeadm reset"))
+	cut(false)
+	c.ok(second, api.Work{Action: api.Reset})
+	require.Len(t, c.state().Members, 1)
+	c.ok(master, api.Work{Action: api.CheckNode, Node: "kmaster", ControlPlane: true})
+
+	// The same by a join that finds the leftovers of the one before.
+	require.NoError(t, fakekube.Plant(c.root("knode1"), fakekube.Fault{Command: "kubeadm join", Kind: "crash"}))
+	token := c.mint(master, "abc123", "knode1")
+	require.False(t, c.do(second, c.joinWork("knode1", token, hash, key)).OK)
+	c.ok(second, c.joinWork("knode1", token, hash, key))
+	require.Len(t, c.state().Members, 2)
+	require.Empty(t, c.state().Violations)
+}
+
 func TestHopelessInitEndsAtOnce(t *testing.T) {
 	c := newCluster(t)
 	h := c.host("kmaster")

@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"regexp"
 	"strings"
 	"time"
-
-	"github.com/vishvananda/netlink"
 
 	"rackstrap/firstboot/api"
 )
@@ -179,35 +176,4 @@ func (j *job) applyCNI(ctx context.Context) error {
 		return retryf("the pod network could not be applied: %w", err)
 	}
 	return nil
-}
-
-// reset takes back what kubeadm did on this machine. What kubeadm reset leaves alone is removed too, as far as it is
-// of our making: the CNI's configuration, etcd's data, the bridge of the pods with an address of the old cluster.
-func (j *job) reset(ctx context.Context) error {
-	if _, err := j.run(ctx, j.session, "kubeadm", "reset", "--force", "--cri-socket", criSocket); err != nil {
-		return retryf("leftovers could not be reset: %w", err)
-	}
-	for _, pattern := range []string{
-		"/etc/cni/net.d/10-flannel.conflist", "/etc/cni/net.d/10-calico.conflist", "/etc/cni/net.d/calico-kubeconfig",
-		"/run/flannel", "/var/lib/cni/networks", "/var/lib/cni/results", "/var/lib/cni/flannel",
-		etcdData + "/*", manifests + "/*.yaml", "/etc/kubernetes/*.conf", "/etc/kubernetes/pki", "/var/lib/kubelet/config.yaml",
-	} {
-		found, _ := filepath.Glob(j.path(pattern))
-		for _, path := range found {
-			if err := os.RemoveAll(path); err != nil {
-				j.session.note("%v", err)
-			}
-		}
-	}
-	if strings.Trim(j.o.Root, "/") == "" {
-		for _, name := range []string{"cni0", "flannel.1", "vxlan.calico"} {
-			if link, err := netlink.LinkByName(name); err == nil {
-				netlink.LinkDel(link)
-			}
-		}
-	}
-	if left := j.leftovers(); left != "" {
-		return retryf("kubeadm reset left %s", left)
-	}
-	return os.RemoveAll(j.own(fileInitialised))
 }

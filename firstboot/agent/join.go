@@ -37,9 +37,12 @@ func (j *job) join(ctx context.Context) (api.Result, error) {
 	if left := j.leftovers(); left != "" {
 		j.tell("a join that failed left its traces: kubeadm reset", 0)
 		j.session.note("%s is there: reset", left)
-		if err := j.reset(ctx); err != nil {
+		if err := j.leave(ctx); err != nil {
 			return result, err
 		}
+	}
+	if err := os.RemoveAll(j.own(fileTries)); err != nil { // from here on what lies here is not that of an init
+		return result, err
 	}
 	config, err := j.file("kubeadm.yaml", j.work.KubeadmConfig)
 	if err != nil {

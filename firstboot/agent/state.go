@@ -66,7 +66,7 @@ func (s *state) foreign(attempt int) bool {
 
 // forget makes the directory that of an attempt. The number is written last: a half-forgotten one is forgotten again.
 func (s *state) forget(attempt int) error {
-	for _, name := range []string{fileCredential, fileWork, fileJoined, fileTries, fileInitialised} {
+	for _, name := range []string{fileCredential, fileWork, fileJoined, fileTries, fileInitialised, fileUnmembered} {
 		if err := os.Remove(s.path(name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}

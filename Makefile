@@ -50,6 +50,13 @@ demo: lab-packages build
 e2e: test-packages loaders
 	go test -count=1 -timeout 60m -run '^TestRealKubernetes$$' -v ./e2e | grep -vE '^ *=== '
 
+# The same with power cuts and a killed appliance in between, in REAL_ROUNDS racks.
+REAL_ROUNDS ?= 3
+.PHONY: chaos-kubernetes
+chaos-kubernetes: test-packages loaders
+	RACKSTRAP_REAL_CHAOS_ROUNDS=$(REAL_ROUNDS) RACKSTRAP_CHAOS_SEED=$(CHAOS_SEED) \
+	  go test -count=1 -timeout 3h -run '^TestRealChaos$$' -v ./e2e | grep -vE '^ *=== '
+
 # Everything, QEMU boots included. Under CI a skipped test is a failure.
 test: test-packages loaders
 	@scripts/test.sh

@@ -19,14 +19,18 @@ const fileUnmembered = "etcd-member-removed"
 // masters, the one that is left has no quorum, for good. So the member goes first, and as long as it cannot go, and the
 // cluster does not answer without it, nothing is deleted.
 func (j *job) leave(ctx context.Context) error {
+	var reason error
 	for {
 		why := j.unmember(ctx)
 		if why == nil {
 			break
 		}
-		j.session.note("%v", why)
+		if reason == nil || ctx.Err() == nil { // the last one may be nothing but the deadline
+			reason = why
+			j.session.note("%v", why)
+		}
 		if sleep(ctx, j.pause()) != nil {
-			return retryf("this machine may be a member of etcd without which the others have no quorum: not reset: %w", why)
+			return retryf("this machine may be a member of etcd without which the others have no quorum: not reset: %w", reason)
 		}
 	}
 	return j.reset(ctx)

@@ -14,6 +14,9 @@ import (
 
 // needSystem makes the lab's system in the shared cache; the first time that takes minutes.
 func needSystem(t testing.TB) System {
+	if testing.Short() {
+		t.Skip("makes a root file system: not in -short")
+	}
 	testenv.NeedRoot(t)
 	testenv.NeedTool(t, "mmdebstrap", "createrepo_c", "mksquashfs", "apt-get", "dpkg-deb")
 	made, err := BuildSystem(deadline(t, 30*time.Minute), "", slog.New(slog.NewTextHandler(t.Output(), nil)))

@@ -24,6 +24,9 @@ import (
 	"rackstrap/lab/kube"
 )
 
+// labISO is the lab's own image, in its state directory.
+const labISO = "lab.iso"
+
 // labFlags are shared by the lab's commands.
 type labFlags struct {
 	name     string
@@ -242,7 +245,7 @@ func (up *labUp) medium(ctx context.Context) (iso string, system *lab.System, er
 		iso, err = filepath.Abs(up.iso)
 		return iso, nil, err
 	}
-	iso, err = filepath.Abs(filepath.Join(up.stateDir, "lab.iso"))
+	iso, err = filepath.Abs(filepath.Join(up.stateDir, labISO))
 	if err != nil {
 		return "", nil, err
 	}
@@ -481,6 +484,8 @@ func labDownCommand(flags *labFlags) *cobra.Command {
 				return err
 			}
 			// The blank disks of the next rack are to be installed, whatever this one came to.
-			return os.RemoveAll(flags.dataDir())
+			// Its image is of no use any more, and large.
+			return errors.Join(os.RemoveAll(flags.dataDir()), os.RemoveAll(filepath.Join(flags.stateDir, labISO)),
+				os.RemoveAll(filepath.Join(flags.stateDir, sshKeyFile)), os.RemoveAll(filepath.Join(flags.stateDir, sshKeyFile+".pub")))
 		}}
 }

@@ -494,7 +494,11 @@ func (j *job) finish(ctx context.Context) error {
 	if j.disk == nil {
 		return nil
 	}
-	return j.disk.unmount(ctx)
+	// The system is there and has been reported: whatever keeps the disk busy must not keep it from its reboot.
+	if err := j.disk.unmount(ctx); err != nil {
+		fmt.Fprintf(j.Console, "rackstrap-lab: unmounting: %v\n", err)
+	}
+	return nil
 }
 
 // End ends the machine as the kickstart asks. Wait leaves that to whoever looks at the console.

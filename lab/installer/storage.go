@@ -475,15 +475,17 @@ func (s *storage) bind(ctx context.Context) error {
 	return nil
 }
 
-// unmount leaves the disk in order.
+// unmount leaves the disk in order. What a script has left running in the installed system would keep it busy, as a
+// report that is still under way does: it gets some seconds, and is ended then.
 func (s *storage) unmount(ctx context.Context) error {
 	syscall.Sync()
+	endStrays(ctx, strayGrace)
 	var faults []error
 	for _, at := range slices.Backward(s.bound) {
 		if _, err := s.lab.run(ctx, "/usr/bin/umount", at); err != nil {
-			if _, lazy := s.lab.run(ctx, "/usr/bin/umount", "--lazy", at); lazy != nil {
-				faults = append(faults, err)
-			}
+			// The file system is written back all the same, and its last user ends with this kernel.
+			faults = append(faults, err)
+			s.lab.run(ctx, "/usr/bin/umount", "--lazy", at)
 		}
 	}
 	s.bound = nil
@@ -495,6 +497,31 @@ func (s *storage) unmount(ctx context.Context) error {
 	s.vgs = nil
 	syscall.Sync()
 	return errors.Join(faults...)
+}
+
+const strayGrace = 10 * time.Second
+
+// endStrays waits for the processes whose root is in the installed system, and kills what is left of them after the
+// grace time.
+func endStrays(ctx context.Context, grace time.Duration) {
+	for waited := time.Duration(0); ; waited += 200 * time.Millisecond {
+		roots, _ := filepath.Glob("/proc/[0-9]*/root")
+		running := false
+		for _, link := range roots {
+			where, err := os.Readlink(link)
+			if err != nil || where != sysimage && !strings.HasPrefix(where, sysimage+"/") {
+				continue
+			}
+			running = true
+			if pid, err := strconv.Atoi(filepath.Base(filepath.Dir(link))); err == nil && waited >= grace {
+				syscall.Kill(pid, syscall.SIGKILL)
+			}
+		}
+		if !running || waited > grace+2*time.Second || ctx.Err() != nil {
+			return
+		}
+		time.Sleep(200 * time.Millisecond)
+	}
 }
 
 // layDown puts the system on the file systems. In a Root it is there.

@@ -54,7 +54,7 @@ e2e: test-packages loaders
 REAL_ROUNDS ?= 3
 .PHONY: chaos-kubernetes
 chaos-kubernetes: test-packages loaders
-	RACKSTRAP_REAL_CHAOS_ROUNDS=$(REAL_ROUNDS) RACKSTRAP_CHAOS_SEED=$(CHAOS_SEED) \
+	set -o pipefail; RACKSTRAP_REAL_CHAOS_ROUNDS=$(REAL_ROUNDS) RACKSTRAP_CHAOS_SEED=$(CHAOS_SEED) \
 	  go test -count=1 -timeout 3h -run '^TestRealChaos$$' -v ./e2e | grep -vE '^ *=== '
 
 # Everything, QEMU boots included. Under CI a skipped test is a failure.
@@ -74,7 +74,7 @@ CHAOS_LANES ?= 4
 CHAOS_SEED ?= $(shell date +%s)
 .PHONY: chaos
 chaos: test-packages loaders
-	RACKSTRAP_CHAOS_ROUNDS=$(CHAOS_ROUNDS) RACKSTRAP_CHAOS_LANES=$(CHAOS_LANES) RACKSTRAP_CHAOS_SEED=$(CHAOS_SEED) \
+	set -o pipefail; RACKSTRAP_CHAOS_ROUNDS=$(CHAOS_ROUNDS) RACKSTRAP_CHAOS_LANES=$(CHAOS_LANES) RACKSTRAP_CHAOS_SEED=$(CHAOS_SEED) \
 	  go test ./e2e -count=1 -timeout 3h -run '^TestChaos$$' -v | grep -vE '^ *=== '
 
 # Each fuzz target for FUZZTIME.

@@ -44,10 +44,11 @@ func labSSHCommand(flags *labFlags) *cobra.Command {
 			if !ok {
 				return &usageError{fmt.Errorf("no machine %q in the lab", given[0])}
 			}
-			// A machine that is installed again has other keys; the network is the lab's own.
+			// A machine that is installed again has other keys; the network is the lab's own. One that has just booted makes its
+			// keys for half a minute before it listens, and is tried once a second.
 			ssh := flags.open().Command(cmd.Context(), "ssh", append([]string{"-i", filepath.Join(flags.stateDir, sshKeyFile),
 				"-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes", "-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null",
-				"-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20", "-F", "none", "root@" + machine.IP.String(), "--"}, given[1:]...)...)
+				"-o", "LogLevel=ERROR", "-o", "ConnectTimeout=20", "-o", "ConnectionAttempts=180", "-F", "none", "root@" + machine.IP.String(), "--"}, given[1:]...)...)
 			ssh.Stdin, ssh.Stdout, ssh.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
 			return ssh.Run()
 		},

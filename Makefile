@@ -48,7 +48,7 @@ demo: lab-packages build
 # Kubernetes from its Go modules, which takes ten minutes on two cores.
 .PHONY: e2e
 e2e: test-packages loaders
-	go test -count=1 -timeout 60m -run '^TestRealKubernetes$$' -v ./e2e | grep -vE '^ *=== '
+	set -o pipefail; go test -count=1 -timeout 60m -run '^TestRealKubernetes$$' -v ./e2e | grep -vE '^ *=== '
 
 # The same with power cuts and a killed appliance in between, in REAL_ROUNDS racks.
 REAL_ROUNDS ?= 3

@@ -40,7 +40,7 @@ test-packages: lab-packages
 bench-packages: test-packages
 	@scripts/install.sh $(BENCH_PACKAGES)
 
-# The main job on a virtual rack, on embedded defaults: three machines, from power-on to the system on their disks.
+# The main job on a virtual rack, on embedded defaults: three machines, power-on to Ready nodes.
 demo: lab-packages build
 	@scripts/demo.sh bin/rackstrap
 

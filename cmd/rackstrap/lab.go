@@ -303,7 +303,7 @@ func (up *labUp) machines(cfg *inventory.Config) ([]lab.Machine, error) {
 		}
 		spec := lab.Machine{Name: m.Name, MAC: mac.HardwareAddr(), Firmware: firmware}
 		if !up.bootOnly {
-			spec.MemoryMiB, spec.CPUs = 2048, 2 // as the real Anaconda and a control plane want
+			spec.MemoryMiB, spec.CPUs = 3072, 2 // Anaconda wants 2048; a control plane with its installation in memory more
 		}
 		machines = append(machines, spec)
 	}

@@ -60,6 +60,7 @@ func rootCommand() *cobra.Command {
 		app.reloadCommand(),
 		app.doctorCommand(),
 		app.statusCommand(),
+		app.waitCommand(),
 		app.machinesCommand(),
 		app.eventsCommand(),
 		app.approveCommand(),

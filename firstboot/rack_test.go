@@ -1,7 +1,6 @@
 package firstboot
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -27,27 +26,10 @@ import (
 	"rackstrap/cluster"
 	"rackstrap/firstboot/api"
 	"rackstrap/internal/fakenode"
+	"rackstrap/internal/testenv"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
-
-// syncBuffer is a log that may be read while it is written.
-type syncBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
-}
 
 // appliance is a node plane over TLS, for machines with addresses of the loopback network.
 type appliance struct {
@@ -56,7 +38,7 @@ type appliance struct {
 	store     lifecycle.Store
 	authority *Authority
 	logDir    string
-	log       *syncBuffer
+	log       *testenv.Buffer
 	port      int
 
 	rack    *lifecycle.Rack
@@ -66,7 +48,7 @@ type appliance struct {
 
 func newAppliance(t *testing.T, masters, workers int) *appliance {
 	t.Helper()
-	a := &appliance{t: t, store: lifecycle.NewMemoryStore(), logDir: t.TempDir(), log: &syncBuffer{}, cfg: inventory.Default()}
+	a := &appliance{t: t, store: lifecycle.NewMemoryStore(), logDir: t.TempDir(), log: &testenv.Buffer{}, cfg: inventory.Default()}
 	a.cfg.Machines = nil
 	for i := range masters + workers {
 		m := inventory.Machine{Name: fmt.Sprintf("kmaster%d", i+1), Role: inventory.RoleControlPlane, Install: inventory.Install{Attempts: 99}}

@@ -2,7 +2,6 @@ package httpboot
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -126,24 +125,6 @@ func (a *answerFile) Render(_ context.Context, m inventory.Machine, rec lifecycl
 	return fmt.Appendf(nil, "# %s attempt %d\ntoken=%s\n", m.Name, rec.Attempt, secret), nil
 }
 
-// syncBuffer is a log that tests read.
-type syncBuffer struct {
-	mu  sync.Mutex
-	buf bytes.Buffer
-}
-
-func (b *syncBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *syncBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
-}
-
 // failingStore is a store whose disk may be full.
 type failingStore struct {
 	*lifecycle.MemoryStore
@@ -185,7 +166,7 @@ type plane struct {
 	plan     *bootplan.Plan
 	store    *failingStore
 	registry *prometheus.Registry
-	log      *syncBuffer
+	log      *testenv.Buffer
 	now      *time.Time
 	answers  *answerFile
 }
@@ -201,7 +182,7 @@ func newPlane(t testing.TB, edit ...func(*Options, *inventory.Config)) *plane {
 func planeOf(t testing.TB, library *media.Library, edit ...func(*Options, *inventory.Config)) *plane {
 	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 	p := &plane{t: t, store: &failingStore{MemoryStore: lifecycle.NewMemoryStore()}, registry: prometheus.NewRegistry(),
-		log: &syncBuffer{}, now: &now, answers: &answerFile{}}
+		log: &testenv.Buffer{}, now: &now, answers: &answerFile{}}
 	loaders, err := assets.OpenLoaders("")
 	require.NoError(t, err)
 	o := Options{

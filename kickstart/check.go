@@ -13,6 +13,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"rackstrap/internal/shlex"
 )
 
 // Problem is something that the installer would stumble over.
@@ -137,8 +139,17 @@ func (c *checker) read(text []byte) {
 	}
 }
 
+// command is a line's words: at least one, if only an empty one.
+func command(l string) ([]string, error) {
+	words, err := shlex.Split(l)
+	if err == nil && len(words) == 0 {
+		words = []string{""}
+	}
+	return words, err
+}
+
 func (c *checker) open(n int, l string) *Section {
-	words, err := shlex(l)
+	words, err := command(l)
 	if err != nil {
 		c.problem(n, "%v", err)
 		words = strings.Fields(l)
@@ -151,7 +162,7 @@ func (c *checker) open(n int, l string) *Section {
 }
 
 func (c *checker) command(n int, l string) {
-	words, err := shlex(l)
+	words, err := command(l)
 	if err != nil {
 		c.problem(n, "%v", err)
 		return
@@ -211,7 +222,7 @@ func (c *checker) pkg(n int, l string) {
 }
 
 func (c *checker) include(n int, l string) {
-	words, err := shlex(l)
+	words, err := shlex.Split(l)
 	switch {
 	case err != nil:
 		c.problem(n, "%v", err)

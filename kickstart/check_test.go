@@ -1,9 +1,7 @@
 package kickstart
 
 import (
-	"encoding/json"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -128,31 +126,6 @@ func TestEveryRefusalIsOne(t *testing.T) {
 			require.NotNil(t, g, "%s: %s", version, what)
 			require.NotContains(t, g.options, option, "%s: %s is accepted", version, what)
 		}
-	}
-}
-
-// What Python does is asked of Python.
-func TestShlexIsPythons(t *testing.T) {
-	python := testenv.NeedTool(t, "python3")
-	texts := []string{
-		`a b  c`, `a "b c" d`, `a 'b "c' "d 'e"`, `a\ b "c\"d\\e\$f"`, `'a\b'`, `a # b`, `a#b c`, `"#" x`, `--a="b"'c'd`, `""`, `a "" b`, "a\tb", `\#x`, `a\`, `"a`, `'`, `x "\a"`,
-	}
-	out, err := exec.Command(python, append([]string{"-c", `import json, shlex, sys
-def split(text):
-    try: return shlex.split(text, comments=True)
-    except ValueError: return None
-print(json.dumps([split(text) for text in sys.argv[1:]]))`}, texts...)...).Output()
-	require.NoError(t, err)
-	var want [][]string
-	require.NoError(t, json.Unmarshal(out, &want))
-	for i, text := range texts {
-		got, err := shlex(text)
-		if want[i] == nil {
-			require.Error(t, err, text)
-			continue
-		}
-		require.NoError(t, err, text)
-		require.Equal(t, want[i], got, text)
 	}
 }
 

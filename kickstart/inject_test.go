@@ -11,6 +11,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"rackstrap/internal/shlex"
 	"rackstrap/inventory"
 )
 
@@ -73,7 +74,7 @@ func skeleton(t *testing.T, r *Renderer, text []byte) (shape []string) {
 			inside = first != "%end" && first != "%include"
 		case inside || l == "" || l[0] == '#':
 		default:
-			words, err := shlex(l)
+			words, err := shlex.Split(l)
 			require.NoError(t, err, l)
 			for i, w := range words {
 				if i == 0 || strings.HasPrefix(w, "--") {

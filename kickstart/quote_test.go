@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.yaml.in/yaml/v3"
 
+	"rackstrap/internal/shlex"
 	"rackstrap/internal/testenv"
 )
 
@@ -70,7 +71,7 @@ func TestKickstartQuoting(t *testing.T) {
 			continue
 		}
 		require.NoError(t, err, value)
-		words, err := shlex("command --option=" + quoted + " next")
+		words, err := shlex.Split("command --option=" + quoted + " next")
 		require.NoError(t, err, value)
 		require.Equal(t, []string{"command", "--option=" + value, "next"}, words)
 	}
@@ -135,7 +136,7 @@ func FuzzQuoting(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, value string) {
 		if quoted, err := ks(value); err == nil {
-			words, err := shlex(quoted)
+			words, err := shlex.Split(quoted)
 			require.NoError(t, err)
 			require.Equal(t, []string{value}, words)
 		}

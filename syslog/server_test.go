@@ -41,32 +41,15 @@ type receiver struct {
 	dataDir  string
 	secret   string // of kmaster's installation
 	registry *prometheus.Registry
-	log      *safeBuffer
+	log      *testenv.Buffer
 	stop     context.CancelFunc
 	ended    chan error
-}
-
-type safeBuffer struct {
-	mu  sync.Mutex
-	buf strings.Builder
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.buf.String()
 }
 
 // newReceiver runs one; kmaster installs, knode1 is armed.
 func newReceiver(t *testing.T, edit ...func(*Options)) *receiver {
 	t.Helper()
-	r := &receiver{t: t, dataDir: t.TempDir(), registry: prometheus.NewRegistry(), log: &safeBuffer{}, ended: make(chan error, 1)}
+	r := &receiver{t: t, dataDir: t.TempDir(), registry: prometheus.NewRegistry(), log: &testenv.Buffer{}, ended: make(chan error, 1)}
 	now := time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC)
 	var mu sync.Mutex
 	clock := func() time.Time {

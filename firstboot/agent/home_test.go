@@ -20,6 +20,7 @@ import (
 
 	"rackstrap/e2e/fakekube"
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/testenv"
 )
 
 // The stand-ins for kubeadm and the others are this very binary, by other names.
@@ -182,29 +183,12 @@ type box struct {
 	root   string
 	config api.Config
 	host   fakekube.Host
-	log    *safeBuffer
+	log    *testenv.Buffer
 	stop   func() error
 }
 
-type safeBuffer struct {
-	mu   sync.Mutex
-	text strings.Builder
-}
-
-func (b *safeBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.Write(p)
-}
-
-func (b *safeBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.text.String()
-}
-
 func newBox(t *testing.T, h *home, name, role, cluster, ip string) *box {
-	b := &box{t: t, home: h, root: filepath.Join(t.TempDir(), name), log: &safeBuffer{}}
+	b := &box{t: t, home: h, root: filepath.Join(t.TempDir(), name), log: &testenv.Buffer{}}
 	b.host = fakekube.Host{Cluster: cluster, Name: name, IP: ip, Images: true}
 	require.NoError(t, fakekube.Install(b.root, b.host))
 	b.config = api.Config{Server: h.server.URL, CA: filepath.Join(b.root, "ca.pem"), Name: name, MAC: "52:54:00:00:00:81",

@@ -9,6 +9,8 @@ import (
 	"os"
 	"path"
 	"strings"
+
+	"rackstrap/internal/shlex"
 )
 
 // line is one command of a kickstart, with the place that an error names.
@@ -101,7 +103,7 @@ func (p *parser) read(name string, text []byte, inPackages bool) error {
 			collect = append(collect, raw)
 			continue
 		}
-		words, err := shlex(raw)
+		words, err := shlex.Split(raw)
 		if err != nil {
 			return fmt.Errorf("%s: %w", place, err)
 		}
@@ -281,57 +283,4 @@ func (l line) options(known ...string) (options, error) {
 		o.values[name] = append(o.values[name], value)
 	}
 	return o, nil
-}
-
-// shlex divides a line into words as Python's shlex.split(line, comments=True) does. No words: a blank line or
-// a comment.
-func shlex(text string) ([]string, error) {
-	var (
-		words  []string
-		word   strings.Builder
-		inWord bool
-		quote  rune
-		escape bool
-	)
-	end := func() {
-		if inWord {
-			words = append(words, word.String())
-		}
-		word.Reset()
-		inWord = false
-	}
-	for _, r := range text {
-		switch {
-		case escape:
-			if quote != 0 && r != quote && r != '\\' {
-				word.WriteByte('\\')
-			}
-			word.WriteRune(r)
-			escape = false
-		case quote == '\'' && r != '\'', quote == '"' && r != '"' && r != '\\':
-			word.WriteRune(r)
-		case quote != 0 && r == quote:
-			quote = 0
-		case r == '\\':
-			escape, inWord = true, true
-		case r == '"' || r == '\'':
-			quote, inWord = r, true
-		case r == '#':
-			end()
-			return words, nil
-		case r == ' ' || r == '\t' || r == '\r':
-			end()
-		default:
-			word.WriteRune(r)
-			inWord = true
-		}
-	}
-	switch {
-	case quote != 0:
-		return nil, errors.New("a quotation mark is not closed")
-	case escape:
-		return nil, errors.New("a backslash stands at the end of the line")
-	}
-	end()
-	return words, nil
 }

@@ -172,27 +172,6 @@ func TestRenderedKickstarts(t *testing.T) {
 	}
 }
 
-func TestShlex(t *testing.T) {
-	for text, want := range map[string][]string{
-		"":                            nil,
-		"  # comment":                 nil,
-		"a b\tc":                      {"a", "b", "c"},
-		`--append="a b" 'c d'`:        {"--append=a b", "c d"},
-		`a#b`:                         {"a"},
-		`"a\"b" 'c\d' "e\f" g\ h`:     {`a"b`, `c\d`, `e\f`, "g h"},
-		`""`:                          {""},
-		"rootpw --iscrypted \"$6$x\"": {"rootpw", "--iscrypted", "$6$x"},
-	} {
-		got, err := shlex(text)
-		require.NoError(t, err)
-		require.Equal(t, want, got, text)
-	}
-	for _, text := range []string{`"a`, `'a`, `a\`} {
-		_, err := shlex(text)
-		require.Error(t, err, text)
-	}
-}
-
 // FuzzParse: whatever %pre writes, or a wrong server serves, ends in an error.
 func FuzzParse(f *testing.F) {
 	f.Add(minimal)

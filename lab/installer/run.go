@@ -16,6 +16,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"rackstrap/internal/shlex"
 )
 
 // Options says what is installed, and where.
@@ -310,7 +312,7 @@ func (j *job) treeURL() (string, error) {
 		return strings.TrimRight(repo, "/"), nil
 	}
 	for raw := range bytes.Lines(j.text) {
-		words, err := shlex(strings.TrimRight(string(raw), "\n"))
+		words, err := shlex.Split(strings.TrimRight(string(raw), "\n"))
 		if err != nil || len(words) == 0 || words[0] != "url" {
 			continue
 		}

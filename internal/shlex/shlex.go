@@ -1,16 +1,14 @@
-package kickstart
+// Package shlex reads a line as Python's shlex does, which both Anaconda's and our reading of kickstarts rest on.
+package shlex
 
 import (
 	"errors"
 	"strings"
 )
 
-var errQuote = errors.New("a quotation mark is not closed")
-
-// shlex divides a line into words as Python's shlex.split(line, comments=True) does, which reads the commands
-// of a kickstart: a # begins a comment even within a word, and nothing is expanded. There is at least one word
-// if the line is neither blank nor a comment.
-func shlex(line string) ([]string, error) {
+// Split divides a line into words as shlex.split(line, comments=True) does, which reads the commands of a kickstart:
+// a # begins a comment even within a word, and nothing is expanded. There is no word in a blank line or a comment.
+func Split(line string) ([]string, error) {
 	var (
 		words  []string
 		word   strings.Builder
@@ -51,7 +49,7 @@ func shlex(line string) ([]string, error) {
 			quote, inWord = r, true
 		case r == '#':
 			end()
-			return nonEmpty(words), nil
+			return words, nil
 		case strings.ContainsRune(" \t\r\n", r):
 			end()
 		default:
@@ -60,19 +58,11 @@ func shlex(line string) ([]string, error) {
 		}
 	}
 	if quote != 0 {
-		return nil, errQuote
+		return nil, errors.New("a quotation mark is not closed")
 	}
 	if escape {
 		return nil, errors.New("a backslash stands at the end of the line")
 	}
 	end()
-	return nonEmpty(words), nil
-}
-
-// nonEmpty spares callers the question.
-func nonEmpty(words []string) []string {
-	if len(words) == 0 {
-		return []string{""}
-	}
-	return words
+	return words, nil
 }

@@ -71,16 +71,18 @@ func renderOffline(ctx context.Context, cfg *inventory.Config, what, name string
 	if !ok {
 		return nil, &lifecycle.UnknownMachineError{Name: name}
 	}
+	switch what { // what kubeadm is given depends on no medium, which may not be here yet
+	case "init-config":
+		return []byte(cluster.RenderInit(cfg, *m)), nil
+	case "join-config":
+		return []byte(cluster.RenderJoin(cfg, *m, "")), nil
+	}
 	plan, rack, err := offlinePlan(ctx, cfg)
 	if err != nil {
 		return nil, err
 	}
 	defer plan.Library().Close()
 	switch decision := rack.Decide(m.MAC); what {
-	case "init-config":
-		return []byte(cluster.RenderInit(cfg, *m)), nil
-	case "join-config":
-		return []byte(cluster.RenderJoin(cfg, *m, "")), nil
 	case "ipxe":
 		return plan.IPXE(decision)
 	case "grub":

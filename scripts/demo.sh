@@ -14,7 +14,7 @@ echo "Without KVM, on two cores, this takes up to twenty minutes, and the first 
 echo "Kubernetes. The time in front of each line counts from power-on."
 lab up --wait "${DEMO_WAIT:-25m}"
 echo
-echo "All three have booted their disks, and call the appliance: kmaster initialises, the others join (about 7 minutes)."
+echo "All three have booted their disks, and call the appliance: kmaster initialises, the others join."
 appliance wait --timeout "${DEMO_WAIT:-25m}"
 echo
 appliance status

@@ -22,11 +22,6 @@ func BaseURL(s inventory.Server) string {
 	return "http://" + net.JoinHostPort(s.Address.String(), strconv.Itoa(s.HTTPPort))
 }
 
-// ScriptURL is the iPXE script of one machine.
-func ScriptURL(s inventory.Server, mac inventory.MAC) string {
-	return BaseURL(s) + "/boot/" + mac.Hyphens() + "/ipxe"
-}
-
 // KickstartURL is the kickstart of one machine. It has no query string: dracut would cut it.
 func KickstartURL(s inventory.Server, mac inventory.MAC) string {
 	return BaseURL(s) + "/ks/" + mac.Hyphens()

@@ -12,18 +12,6 @@ import (
 	"strings"
 )
 
-// Packages names the Debian packages that the lab needs: for `apt-get install`, on a fresh Debian 12 or newer.
-// The kernel that the lab's ISO carries is not among them: it is downloaded and unpacked beside the system.
-func Packages() []string {
-	return []string{
-		"iproute2", "qemu-system-x86", "qemu-utils", "ovmf", "ipxe-qemu", // the rack
-		"xorriso", "squashfs-tools", "busybox-static", "shim-signed", "grub-efi-amd64-signed", // the ISO
-		"mtools", "grub-common", "grub-pc-bin", // PlantDisk
-		"mmdebstrap", "createrepo-c", "gcc", "libc6-dev", // BuildSystem
-		"openssh-client", // `rackstrap lab ssh`
-	}
-}
-
 const (
 	// kernelMeta is the package that depends on Debian's current signed kernel.
 	kernelMeta = "linux-image-amd64"

@@ -196,10 +196,6 @@ func newBox(t *testing.T, h *home, name, role, cluster, ip string) *box {
 	return b
 }
 
-func (b *box) machine() *Host {
-	return NewHost(HostOptions{Config: b.config, Root: b.root, Version: "test", Log: slog.New(slog.NewTextHandler(b.log, nil)), Now: time.Now})
-}
-
 // run runs an agent to its end.
 func (b *box) run(ctx context.Context, machine Machine) error {
 	client, err := NewClient(b.home.ca(), nil)

@@ -559,7 +559,7 @@ func TestProgramsDieWithTheAgent(t *testing.T) {
 		return
 	}
 	cmd := exec.Command(os.Args[0], "-test.run", "^TestProgramsDieWithTheAgent$")
-	cmd.Env = append(os.Environ(), "RACKSTRAP_TEST_AGENT_ROOT="+c.root("kmaster"))
+	cmd.Env = append(os.Environ(), "RACKSTRAP_TEST_AGENT_ROOT="+c.root("kmaster"), "TMPDIR="+t.TempDir()) // it cannot clean up
 	require.NoError(t, cmd.Start())
 	require.Eventually(t, func() bool { return exists(pid) }, time.Minute, 10*time.Millisecond)
 	text, err := os.ReadFile(pid)

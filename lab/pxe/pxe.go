@@ -158,24 +158,6 @@ func (b *booter) lease(ctx context.Context, stage ...dhcpv4.Modifier) (*dhcpv4.D
 	return lease.ACK, nil
 }
 
-// Flush takes all addresses off the interface: what comes next asks for its own.
-func Flush(name string) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return err
-	}
-	addresses, err := netlink.AddrList(link, netlink.FAMILY_V4)
-	if err != nil {
-		return err
-	}
-	for _, a := range addresses {
-		if err := netlink.AddrDel(link, &a); err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
 // bootFile is option 67, whose end some servers mark with a NUL, else the header's field.
 func bootFile(m *dhcpv4.DHCPv4) string {
 	if name := strings.TrimRight(m.BootFileNameOption(), "\x00"); name != "" {

@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/labstack/echo/v4"
+	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"rackstrap/cluster"
@@ -217,12 +218,18 @@ func TestWholeRack(t *testing.T) {
 		nodes = append(nodes, n)
 		agents.Go(func() { n.live(ctx) })
 	}
+	until := func(what string, holds func() bool) {
+		t.Helper()
+		if !assert.Eventually(t, holds, time.Minute, 5*time.Millisecond) {
+			require.Fail(t, "never: "+what, "%+v\n%s", a.cluster.Status(), a.log.String())
+		}
+	}
 	ready := func() int { return a.cluster.Status().Ready }
-	require.Eventually(t, func() bool { return ready() >= 2 }, time.Minute, 5*time.Millisecond)
+	until("two are Ready", func() bool { return ready() >= 2 })
 	a.stop()
 	a.start()
-	require.Eventually(t, func() bool { return ready() == len(nodes) }, time.Minute, 5*time.Millisecond)
-	require.Eventually(t, func() bool { return len(kube.TokensLeft()) == 0 }, time.Minute, 5*time.Millisecond)
+	until("all are Ready", func() bool { return ready() == len(nodes) })
+	until("no token is left", func() bool { return len(kube.TokensLeft()) == 0 })
 
 	text, err := a.cluster.Kubeconfig(ctx)
 	require.NoError(t, err)

@@ -12,7 +12,6 @@ package firstboot
 import (
 	"context"
 	"crypto/tls"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -24,6 +23,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"rackstrap/cluster"
+	"rackstrap/internal/httpserve"
 	"rackstrap/lifecycle"
 )
 
@@ -117,14 +117,5 @@ func (s *Server) Close() error { return s.listener.Close() }
 // Run serves until ctx ends. Questions for work that wait then are answered with 503 at once.
 func (s *Server) Run(ctx context.Context) error {
 	s.http.BaseContext = func(net.Listener) context.Context { return ctx }
-	stop := context.AfterFunc(ctx, func() {
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
-		defer cancel()
-		s.http.Shutdown(grace)
-	})
-	defer stop()
-	if err := s.http.ServeTLS(s.listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
-		return err
-	}
-	return nil
+	return httpserve.Run(ctx, s.http, 5*time.Second, func() error { return s.http.ServeTLS(s.listener, "", "") })
 }

@@ -20,7 +20,6 @@ package httpboot
 import (
 	"cmp"
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -32,6 +31,7 @@ import (
 
 	"rackstrap/bootplan"
 	"rackstrap/images"
+	"rackstrap/internal/httpserve"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 	"rackstrap/media"
@@ -179,21 +179,8 @@ func (s *Server) Run(ctx context.Context) error {
 		// No WriteTimeout: an initrd over a 100 Mbit/s relay takes as long as it takes. See conn.
 		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),
 	}
-	ended := make(chan struct{})
-	stop := context.AfterFunc(ctx, func() {
-		defer close(ended)
-		grace, cancel := context.WithTimeout(context.WithoutCancel(ctx), grace)
-		defer cancel()
-		server.Shutdown(grace)
-		server.Close() // whoever is still at it
-	})
-	err := server.Serve(s.listener)
-	if !stop() {
-		<-ended
+	if err := httpserve.Run(ctx, server, grace, func() error { return server.Serve(s.listener) }); err != nil {
+		return fmt.Errorf("http: %w", err)
 	}
-	if errors.Is(err, http.ErrServerClosed) {
-		return nil
-	}
-	server.Close()
-	return fmt.Errorf("http: %w", err)
+	return nil
 }

@@ -17,6 +17,7 @@ import (
 
 	"rackstrap/bootplan"
 	"rackstrap/cluster"
+	"rackstrap/internal/httpserve"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -78,13 +79,7 @@ func (s *Server) Close() error { return s.listener.Close() }
 func (s *Server) Run(ctx context.Context) error {
 	server := &http.Server{Handler: s.echo, ReadHeaderTimeout: 10 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return ctx }} // so that event streams end with the daemon
-	stop := context.AfterFunc(ctx, func() {
-		grace, cancel := context.WithTimeout(context.Background(), 2*time.Second)
-		defer cancel()
-		server.Shutdown(grace)
-	})
-	defer stop()
-	if err := server.Serve(s.listener); !errors.Is(err, http.ErrServerClosed) {
+	if err := httpserve.Run(ctx, server, 2*time.Second, func() error { return server.Serve(s.listener) }); err != nil {
 		return fmt.Errorf("operator socket: %w", err)
 	}
 	return nil

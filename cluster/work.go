@@ -162,6 +162,9 @@ func (c *Coordinator) next(ctx context.Context, name string, attempt int) (*api.
 				waiting.Reason = "nothing to do"
 			}
 		}
+		if d.kind == stepWait && len(d.needs) == 0 {
+			waiting.Meanwhile = c.meanwhile(m)
+		}
 		if m.Record.State != lifecycle.Joined { // there the last look of a master is the better reason
 			c.setReason(name, d.reason)
 		}
@@ -342,7 +345,7 @@ func (c *Coordinator) handInit(ctx context.Context, m lifecycle.Member) (*api.Wo
 	work := c.ownWork(m, rec.Node.Work, api.Init, int(timeout.Seconds()))
 	work.KubeadmConfig = InitConfig(cfg, m.Machine, rec.Node.TokenID+"."+randomText(16), timeout, describe(m))
 	work.CNIManifest = manifest
-	work.Images = c.o.Images()
+	work.Images = c.images(m.Machine.Role)
 	return work, nil
 }
 
@@ -375,10 +378,26 @@ func (c *Coordinator) handJoin(ctx context.Context, m lifecycle.Member, s situat
 	}
 	work := c.ownWork(m, rec.Node.Work, action, int(timeout.Seconds()))
 	work.KubeadmConfig = JoinConfig(cfg, m.Machine, token, s.cluster.CAHash, key)
-	if work.Images = c.o.Images(); action == api.Join {
-		work.Images = workerImages(work.Images)
-	}
+	work.Images = c.images(m.Machine.Role)
 	return work, nil
+}
+
+// images are the archives that a machine of a role has use for.
+func (c *Coordinator) images(role inventory.Role) []api.Image {
+	if role == inventory.RoleControlPlane {
+		return c.o.Images()
+	}
+	return workerImages(c.o.Images())
+}
+
+// meanwhile is what a machine may bring in while it waits for its turn: minutes that its join need not take. Nothing once
+// a token is about to be made for it, for that does not keep.
+func (c *Coordinator) meanwhile(m lifecycle.Member) []api.Image {
+	switch m.Record.State {
+	case lifecycle.Firstboot, lifecycle.Waiting:
+		return c.images(m.Machine.Role)
+	}
+	return nil
 }
 
 // whyHanded is the reason of a transition by which a machine is handed something; when it asks again there is none.

@@ -298,6 +298,8 @@ func (n *loadAgent) run(ctx context.Context) error {
 
 type loadMachine struct{ fakenode.Machine }
 
+func (m *loadMachine) Import(context.Context, []api.Image, func(string, int)) error { return nil }
+
 func (m *loadMachine) Facts(context.Context) api.Facts {
 	return api.Facts{Hostname: m.Name, CPUs: 4, MemoryMiB: 8192, Agent: "load", Clock: time.Now()}
 }

@@ -24,6 +24,8 @@ type Machine interface {
 	Facts(ctx context.Context) api.Facts
 	// Do carries out one work within ctx and never fails but through the result. It tells how far it is.
 	Do(ctx context.Context, w api.Work, tell func(text string, percent int)) Outcome
+	// Import brings in images ahead of the work that needs them, which tries again what fails.
+	Import(ctx context.Context, images []api.Image, tell func(text string, percent int)) error
 }
 
 // Outcome is a result, and what the programs printed in full should it be a failure: redacted.
@@ -44,6 +46,9 @@ type Options struct {
 
 // defaultSeconds is the time of a work that comes without.
 const defaultSeconds = 15 * 60
+
+// importing is for how long images are brought in ahead of their time: meanwhile the machine asks for no work.
+const importing = 10 * time.Minute
 
 // delivering is how long a worker whose node is Ready tries to say so before it ends.
 const delivering = time.Minute
@@ -95,14 +100,32 @@ func (a *agent) run(ctx context.Context) error {
 	if ended, err := a.resume(ctx); ended || err != nil {
 		return err
 	}
+	meanwhile := a.meanwhile
 	for {
-		work, err := a.home.awaitWork(ctx)
+		work, err := a.home.awaitWork(ctx, meanwhile)
 		if err != nil {
 			return err
 		}
+		meanwhile = nil
 		if ended, err := a.serve(ctx, work, false); ended || err != nil {
 			return err
 		}
+	}
+}
+
+// meanwhile uses the time that the machine waits.
+func (a *agent) meanwhile(ctx context.Context, images []api.Image) {
+	bounded, cancel := context.WithTimeout(ctx, importing)
+	defer cancel()
+	begun := a.Now()
+	tell := func(text string, percent int) { a.events.tell(api.PhaseMeanwhile, text, percent) }
+	switch err := a.Machine.Import(bounded, images, tell); {
+	case err == nil:
+		a.Log.Info("the images are there", "took", a.Now().Sub(begun).Round(time.Millisecond))
+		tell("the images are there", 100)
+	case ctx.Err() == nil:
+		a.Log.Warn("images cannot be imported yet: the join will try again", "err", err)
+		tell("images cannot be imported yet: the join will try again: "+err.Error(), 0)
 	}
 }
 
@@ -142,7 +165,7 @@ func (a *agent) resume(ctx context.Context) (ended bool, err error) {
 		return a.deliver(ctx, saved.Work, Outcome{Result: *saved.Result})
 	}
 	a.Log.Info("an earlier run was interrupted", "work", saved.Work.ID, "action", saved.Work.Action)
-	a.events.tell(saved.Work.Action, "interrupted by a restart: examining how far it came", 0)
+	a.events.tell(string(saved.Work.Action), "interrupted by a restart: examining how far it came", 0)
 	return a.serve(ctx, saved.Work, true)
 }
 
@@ -174,7 +197,7 @@ func (a *agent) serve(ctx context.Context, w api.Work, resumed bool) (ended bool
 	} else {
 		log.Info("working", "limit", limit)
 		bounded, cancel := context.WithTimeout(ctx, limit)
-		out = a.Machine.Do(bounded, w, func(text string, percent int) { a.events.tell(w.Action, text, percent) })
+		out = a.Machine.Do(bounded, w, func(text string, percent int) { a.events.tell(string(w.Action), text, percent) })
 		cancel()
 		if ctx.Err() != nil {
 			return false, ctx.Err() // the record stays: the next run examines

@@ -23,7 +23,13 @@ import (
 
 // scripted is a Machine whose work is a function.
 type scripted struct {
-	do func(ctx context.Context, w api.Work) Outcome
+	do        func(ctx context.Context, w api.Work) Outcome
+	importing func([]api.Image) error
+}
+
+func (s *scripted) Import(_ context.Context, images []api.Image, tell func(string, int)) error {
+	tell("importing", 50)
+	return s.importing(images)
 }
 
 func (s *scripted) Facts(context.Context) api.Facts { return api.Facts{Hostname: "knode1", CPUs: 2} }
@@ -62,6 +68,42 @@ func TestWorkerGoesThroughItsLife(t *testing.T) {
 	require.Len(t, h.calls, calls)
 	require.NotContains(t, b.log.String(), credential)
 	require.NotContains(t, b.log.String(), installToken)
+}
+
+// While there is nothing to do, images are brought in: once, and if it fails that is no more than a line in the log.
+func TestImagesAreImportedMeanwhile(t *testing.T) {
+	for name, fault := range map[string]error{"": nil, "fails": errors.New("disk full")} {
+		t.Run(name, func(t *testing.T) {
+			h := newHome(t)
+			h.images = []api.Image{{URL: "http://10.10.10.1:8080/images/pause.tar", SHA256: "ab", Size: 7, Names: []string{"pause:3.9"}}}
+			var got [][]api.Image
+			b := worker(t, h)
+			b.start(&scripted{importing: func(images []api.Image) error {
+				got = append(got, images)
+				return fault
+			}})
+			h.await("a question that waits", func() bool { return len(h.waits) > 2 })
+			require.True(t, h.do(api.Work{Action: api.Join, Images: h.images}).OK)
+			require.True(t, h.do(api.Work{Action: api.Done}).OK)
+			require.NoError(t, b.stop())
+			require.Equal(t, [][]api.Image{h.images}, got)
+			require.Equal(t, []string{"0", "50", "50"}, h.waits[:3])
+			h.await("progress", func() bool { return len(h.events) > 1 && h.events[1].Phase == api.PhaseMeanwhile })
+			if fault != nil {
+				require.Contains(t, h.events[1].Text, "disk full")
+			}
+		})
+	}
+}
+
+func TestNothingIsImportedWhenThereIsWork(t *testing.T) {
+	h := newHome(t)
+	h.images = []api.Image{{URL: "http://10.10.10.1:8080/images/pause.tar"}}
+	h.hand(api.Work{Action: api.Join})
+	b := worker(t, h)
+	b.start(&scripted{importing: func([]api.Image) error { panic("not now") }})
+	require.True(t, h.do(api.Work{Action: api.Done}).OK)
+	require.NoError(t, b.stop())
 }
 
 func TestMasterStays(t *testing.T) {

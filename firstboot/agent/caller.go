@@ -115,18 +115,23 @@ func (c *caller) exchange(ctx context.Context, e api.Exchange) (api.Credential, 
 	return answer, err
 }
 
-// awaitWork asks until there is work.
-func (c *caller) awaitWork(ctx context.Context) (api.Work, error) {
+// awaitWork asks until there is work. With meanwhile the first question is answered at once, and if there is nothing to do
+// but images to bring in, it does that before the next.
+func (c *caller) awaitWork(ctx context.Context, meanwhile func(context.Context, []api.Image)) (api.Work, error) {
 	var work api.Work
 	reason := ""
 	for {
-		again := time.Duration(0)
+		var images []api.Image
+		again, wait := time.Duration(0), longPoll
+		if meanwhile != nil {
+			wait = 0
+		}
 		err := c.insist(ctx, nil, func() error {
 			var answer struct {
 				api.Work
 				api.Waiting
 			}
-			status, retry, err := c.call(ctx, http.MethodGet, "work?wait="+strconv.Itoa(int(longPoll/time.Second)), c.credential, nil, &answer)
+			status, retry, err := c.call(ctx, http.MethodGet, "work?wait="+strconv.Itoa(int(wait/time.Second)), c.credential, nil, &answer)
 			switch {
 			case err != nil:
 				return err
@@ -135,7 +140,7 @@ func (c *caller) awaitWork(ctx context.Context) (api.Work, error) {
 					reason = answer.Reason
 					c.log.Info("waiting", "reason", reason, "holder", answer.Holder)
 				}
-				again = max(retry, 50*time.Millisecond)
+				again, images = max(retry, 50*time.Millisecond), answer.Meanwhile
 				return nil
 			case answer.ID == "" || answer.Action == "":
 				return errors.New("work: an answer without id or action")
@@ -145,6 +150,13 @@ func (c *caller) awaitWork(ctx context.Context) (api.Work, error) {
 		})
 		if err != nil || work.ID != "" {
 			return work, err
+		}
+		if meanwhile != nil {
+			if len(images) > 0 {
+				meanwhile(ctx, images)
+			}
+			meanwhile = nil
+			continue
 		}
 		if err := sleep(ctx, jitter(again)); err != nil {
 			return work, err
@@ -327,9 +339,9 @@ func newReporter(home *caller, log *slog.Logger) *reporter {
 	return r
 }
 
-func (r *reporter) tell(action api.Action, text string, percent int) {
+func (r *reporter) tell(phase, text string, percent int) {
 	select {
-	case r.queue <- api.Event{Kind: "progress", Phase: string(action), Percent: percent, Text: oneLine(text, 500)}:
+	case r.queue <- api.Event{Kind: "progress", Phase: phase, Percent: percent, Text: oneLine(text, 500)}:
 	default:
 	}
 }

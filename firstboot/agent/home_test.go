@@ -50,6 +50,8 @@ type home struct {
 	clocks  []string
 	calls   []string
 	trouble func(call string, w http.ResponseWriter) bool
+	images  []api.Image // to bring in while there is nothing to do
+	waits   []string    // the questions for work
 	changed chan struct{}
 }
 
@@ -105,9 +107,10 @@ func (h *home) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusNoContent)
 	case call == "work":
 		h.clocks = append(h.clocks, r.Header.Get(api.HeaderClock))
+		h.waits = append(h.waits, r.URL.Query().Get("wait"))
 		if len(h.queue) == 0 {
 			w.WriteHeader(http.StatusAccepted)
-			json.NewEncoder(w).Encode(api.Waiting{Reason: "nothing to do"})
+			json.NewEncoder(w).Encode(api.Waiting{Reason: "nothing to do", Meanwhile: h.images})
 			return
 		}
 		json.NewEncoder(w).Encode(h.queue[0])

@@ -88,6 +88,15 @@ func (h *Host) Do(ctx context.Context, w api.Work, tell func(text string, percen
 	return Outcome{Result: result}
 }
 
+// Import brings in images ahead of the work that needs them.
+func (h *Host) Import(ctx context.Context, images []api.Image, tell func(text string, percent int)) error {
+	job := &job{Host: h, session: newSession(func(string) {}), work: api.Work{Images: images}, tell: tell}
+	if err := job.importImages(ctx); err != nil {
+		return errors.New(oneLine(h.redact(err.Error()), 1000))
+	}
+	return nil
+}
+
 // job is one work under way.
 type job struct {
 	*Host

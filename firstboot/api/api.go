@@ -3,7 +3,7 @@
 //
 //	POST exchange           Exchange  -> Credential   with the install token of the attempt as bearer
 //	POST events             Event     -> 204          with the install token (installer) or the credential (agent)
-//	GET  work?wait=50       -> 200 Work, or 202 Waiting with Retry-After
+//	GET  work?wait=50       -> 200 Work, or 202 Waiting with Retry-After; at once without wait
 //	POST work/{id}/result   Result    -> 204
 //	PUT  logs/{log}         text      -> 204
 //
@@ -79,10 +79,13 @@ type Credential struct {
 type Event struct {
 	Attempt int    `json:"attempt"`
 	Kind    string `json:"kind"`
-	Phase   string `json:"phase,omitempty"`   // pre, install, post; or the Action under way
+	Phase   string `json:"phase,omitempty"`   // pre, install, post; the Action under way; or PhaseMeanwhile
 	Percent int    `json:"percent,omitempty"` // of the phase, where known: 1 to 100
 	Text    string `json:"text"`
 }
+
+// PhaseMeanwhile is that of a machine that brings in images while it waits, see Waiting.Meanwhile.
+const PhaseMeanwhile = "meanwhile"
 
 // Action is what an agent can be asked to do. There is no other: never shell text.
 type Action string
@@ -144,6 +147,9 @@ type Image struct {
 type Waiting struct {
 	Reason string `json:"reason"`           // what is awaited
 	Holder string `json:"holder,omitempty"` // of the init lock
+
+	// What its join will need, while nothing else is asked of the machine: best effort, the join looks again.
+	Meanwhile []Image `json:"meanwhile,omitempty"`
 }
 
 // Result is how a work ended. The fields that the action produces are set if OK.

@@ -10,7 +10,7 @@
 // begin with
 //
 //	if fakekube.Called() {
-//		os.Exit(fakekube.Main())
+//		fakekube.Main()
 //	}
 package fakekube
 
@@ -136,8 +136,11 @@ func (e *exit) Error() string { return e.text }
 
 func failf(format string, args ...any) error { return &exit{1, fmt.Sprintf(format, args...)} }
 
-// Main acts as the program that the process was called as, and returns its exit status.
-func Main() int {
+// Main acts as the program that the process was called as, and does not return. It leaves without os.Exit: of a binary
+// built with -race that takes a second, and tests call hundreds of programs.
+func Main() { syscall.Exit(act()) }
+
+func act() int {
 	name := filepath.Base(os.Args[0])
 	root := filepath.Dir(filepath.Dir(filepath.Dir(os.Args[0])))
 	c := &call{name: name, args: os.Args[1:], out: os.Stdout, err: os.Stderr}

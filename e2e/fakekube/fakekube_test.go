@@ -20,7 +20,7 @@ import (
 
 func TestMain(m *testing.M) {
 	if Called() {
-		os.Exit(Main())
+		Main()
 	}
 	os.Exit(m.Run())
 }

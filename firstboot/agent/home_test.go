@@ -26,7 +26,7 @@ import (
 // The stand-ins for kubeadm and the others are this very binary, by other names.
 func TestMain(m *testing.M) {
 	if fakekube.Called() {
-		os.Exit(fakekube.Main())
+		fakekube.Main()
 	}
 	os.Exit(m.Run())
 }

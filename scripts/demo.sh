@@ -10,7 +10,7 @@ lab() { "$rackstrap" lab --name demo --state "$state" "$@"; }
 appliance() { "$rackstrap" --config "$state/rackstrap.yaml" "$@"; }
 cd "$(mktemp -d)" # the embedded defaults, not a configuration that happens to lie here
 trap 'lab down; rmdir "$PWD"' EXIT
-echo "Without KVM, on two cores, this takes up to twenty minutes, and the first time ten more, to build"
+echo "Without KVM, on two cores, this takes ten to twenty minutes, and the first time ten more, to build"
 echo "Kubernetes. The time in front of each line counts from power-on."
 lab up --wait "${DEMO_WAIT:-25m}"
 echo

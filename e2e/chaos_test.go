@@ -558,6 +558,9 @@ func chaosRound(t *testing.T, seed uint64, prefix string) {
 				kinds = []string{"orphan", "late-orphan", "crash"} // who fails without a trace has no second try
 			case command == "kubeadm join":
 				kinds = append(kinds, "crash", "pretend")
+				if m.role != "worker" {
+					kinds = append(kinds, "unmarked")
+				}
 			}
 			if random.IntN(4) == 0 {
 				kind := kinds[random.IntN(len(kinds))]

@@ -77,7 +77,8 @@ func Called() bool {
 type Fault struct {
 	Command string `json:"command"` // beginning of the command line: "kubeadm join"
 	// hang, garbage, pretend (exit 0 without doing it), crash (killed half-way), fail, leak, orphan (its parent is killed
-	// half-way), late-orphan (its parent is killed when all is done and nothing is said yet)
+	// half-way), unmarked (its parent is killed before the last phase of a control plane's join), late-orphan (its parent
+	// is killed when all is done and nothing is said yet)
 	Kind string `json:"kind"`
 }
 
@@ -124,6 +125,7 @@ type call struct {
 	out, err io.Writer
 	crash    bool // to be killed half-way
 	orphan   bool // its parent is
+	unmarked bool // its parent is, before the last phase of a control plane's join
 }
 
 // exit ends a program with a status, after its message went to standard error.
@@ -185,6 +187,8 @@ func act() int {
 		if c.orphan = name == "kubeadm" && (c.args[0] == "init" || c.args[0] == "join"); !c.orphan { // the others have no half
 			killParent()
 		}
+	case "unmarked":
+		c.unmarked = true
 	case "late-orphan":
 		c.out = io.Discard
 		defer killParent()

@@ -252,6 +252,9 @@ func TestItSaysWhatTheRealOnesSay(t *testing.T) {
 	bad("joincp-wrong-key", "knode2", "cdk29y.0123456789abcdef", hash, otherKey)
 	l.same("upload-certs", "kmaster", "kubeadm", "init", "phase", "upload-certs", "--upload-certs", "--config", config, "--kubeconfig", admin)
 	l.same("joincp", "knode2", "kubeadm", "join", "--config", l.file("j.yaml", joinText("knode2", "cdk29y.0123456789abcdef", hash, key)))
+	mark := []string{"join", "phase", "control-plane-join", "mark-control-plane", "--config"}
+	l.same("mark-unknown-token", "knode2", "kubeadm", append(mark, l.file("bad.yaml", joinText("knode2", "abcdef.0123456789abcdef", hash, key)))...)
+	l.same("mark", "knode2", "kubeadm", append(mark, filepath.Join(l.dir, "j.yaml"))...)
 	for _, name := range []string{"token-delete", "token-delete-again"} {
 		l.same(name, "kmaster", "kubeadm", "token", "delete", "cdk29y", "--kubeconfig", admin)
 	}

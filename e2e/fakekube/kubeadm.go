@@ -50,6 +50,8 @@ func kubeadm(c *call) error {
 		return c.init(flags["--config"], flags["--upload-certs"] == "true")
 	case line == "init phase upload-certs" && flags["--upload-certs"] == "true":
 		return c.uploadCerts(flags["--config"], flags["--kubeconfig"])
+	case line == "join phase control-plane-join mark-control-plane":
+		return c.markPhase(flags["--config"])
 	case line == "join":
 		return c.join(flags["--config"])
 	case line == "reset" && flags["-f"]+flags["--force"] != "":
@@ -331,7 +333,7 @@ func (c *call) join(path string) error {
 	if err := c.preflight(kubeletConf, caFile, "/etc/kubernetes/bootstrap-kubelet.conf"); err != nil {
 		return err
 	}
-	if err := c.discover(token); err != nil {
+	if err := c.discover("preflight", token); err != nil {
 		return err
 	}
 	c.say("[preflight] Reading configuration from the cluster...")
@@ -360,8 +362,8 @@ func (c *call) join(path string) error {
 }
 
 // discover is the bootstrap by token: the cluster is reached, has the pinned CA, and knows the token.
-func (c *call) discover(t *tokenDiscovery) error {
-	const prefix = "error execution phase preflight: couldn't validate the identity of the API Server: "
+func (c *call) discover(phase string, t *tokenDiscovery) error {
+	prefix := "error execution phase " + phase + ": couldn't validate the identity of the API Server: "
 	id, secret, _ := strings.Cut(t.Token, ".")
 	var answer error
 	for range 10 { // the real one tries for discovery.timeout
@@ -371,15 +373,15 @@ func (c *call) discover(t *tokenDiscovery) error {
 			known, there := s.Tokens[id]
 			switch {
 			case s.reach(c, "https://"+t.APIServerEndpoint) != nil:
-				answer = failf(prefix+"Get \"https://%s/api/v1/namespaces/kube-public/configmaps/cluster-info?timeout=10s\": dial tcp: connect: connection refused", t.APIServerEndpoint)
+				answer = failf("%sGet \"https://%s/api/v1/namespaces/kube-public/configmaps/cluster-info?timeout=10s\": dial tcp: connect: connection refused", prefix, t.APIServerEndpoint)
 			case !s.Objects["kube-public/configmap/cluster-info"]:
-				answer = failf(prefix + "configmaps \"cluster-info\" is forbidden")
+				answer = failf("%sconfigmaps \"cluster-info\" is forbidden", prefix)
 			case !there || !slices.Contains(known.Usages, "signing"):
-				answer = failf(prefix+"could not find a JWS signature in the cluster-info ConfigMap for token ID %q", id)
+				answer = failf("%scould not find a JWS signature in the cluster-info ConfigMap for token ID %q", prefix, id)
 			case known.Secret != secret:
-				answer = failf(prefix + "failed to verify JWS signature of received cluster info object, can't trust this API Server")
+				answer = failf("%sfailed to verify JWS signature of received cluster info object, can't trust this API Server", prefix)
 			case !slices.Contains(t.CACertHashes, caHash(s.CA)):
-				answer = failf(prefix+"cluster CA found in cluster-info ConfigMap is invalid: none of the public keys %q are pinned", caHash(s.CA))
+				answer = failf("%scluster CA found in cluster-info ConfigMap is invalid: none of the public keys %q are pinned", prefix, caHash(s.CA))
 			}
 			return nil
 		})
@@ -439,14 +441,61 @@ func (c *call) joinControlPlane(want *joinConfiguration) error {
 	c.pace()
 	c.say("[etcd] Waiting for the new etcd member to join the cluster. This can take up to 40s")
 	c.pace()
-	return c.file.Update(func(s *State) error {
+	err = c.file.Update(func(s *State) error {
 		s.Joining = nil
 		if !s.isMember(c.host.Name) {
 			return failf("error execution phase control-plane-join/etcd: the etcd member was removed")
 		}
 		s.Joins = append(s.Joins, c.host.Name)
+		if err := s.register(c, true); err != nil {
+			return err
+		}
+		s.mark(c.host.Name, false)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if c.unmarked {
+		killParent()
+	}
+	time.Sleep(c.host.Pace)
+	return c.file.Update(func(s *State) error {
+		s.mark(c.host.Name, true)
 		c.say("\nThis node has joined the cluster and a new control plane instance was created:")
-		return s.register(c, true)
+		return nil
+	})
+}
+
+// mark labels a node as a control plane, or does not yet.
+func (s *State) mark(name string, marked bool) {
+	if n, known := s.Nodes[name]; known {
+		n.ControlPlane = marked
+		s.Nodes[name] = n
+	}
+}
+
+// markPhase is the last phase of a control plane's join by itself.
+func (c *call) markPhase(path string) error {
+	conf, err := c.configuration(path)
+	if err != nil {
+		return err
+	}
+	if conf.Join == nil || conf.Join.ControlPlane == nil || conf.Join.Discovery.BootstrapToken == nil {
+		return failf("fakekube: no JoinConfiguration of a control plane with a token")
+	}
+	if err := c.discover("control-plane-join/mark-control-plane", conf.Join.Discovery.BootstrapToken); err != nil {
+		return err
+	}
+	c.say("[preflight] Reading configuration from the cluster...")
+	return c.file.Update(func(s *State) error {
+		name := conf.Join.NodeRegistration.Name
+		if _, known := s.Nodes[name]; !known || !c.has(adminConf) {
+			return failf("error execution phase control-plane-join/mark-control-plane: error applying control-plane label and taints: nodes %q not found", name)
+		}
+		s.mark(name, true)
+		c.say("[mark-control-plane] Marking the node %s as control-plane by adding the labels: [node-role.kubernetes.io/control-plane node.kubernetes.io/exclude-from-external-load-balancers]", name)
+		return nil
 	})
 }
 

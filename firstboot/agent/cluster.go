@@ -149,6 +149,12 @@ func (n *node) address() string {
 	return ""
 }
 
+// marked tells whether the node has the label of control planes, which the last phase of kubeadm join gives it.
+func (n *node) marked() bool {
+	_, ok := n.Metadata.Labels["node-role.kubernetes.io/control-plane"]
+	return ok
+}
+
 // ready tells whether kubelet says so, and if not why.
 func (n *node) ready() (bool, string) {
 	for _, c := range n.Status.Conditions {

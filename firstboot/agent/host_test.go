@@ -203,6 +203,47 @@ func TestClusterFromInitToDeleteNode(t *testing.T) {
 	require.Empty(t, c.state().Violations)
 }
 
+// A control plane whose power was cut before the last phase of its join serves and is no control plane to Kubernetes: the
+// phase is made up for, once. It needs a token, which may have gone meanwhile.
+func TestControlPlaneThatLacksItsMarkIsMarked(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	master, result := c.init()
+	hash, err := publicKeyHash([]byte(result.CACert))
+	require.NoError(t, err)
+	key := c.ok(master, api.Work{Action: api.UploadCerts, KubeadmConfig: c.initConfig("kmaster")}).CertificateKey
+	join := c.joinWork("knode2", c.mint(master, "cp0000", "knode2"), hash, key)
+	h := c.host("knode2")
+	c.ok(h, join)
+	unmark := func() {
+		t.Helper()
+		require.NoError(t, c.file.Update(func(s *fakekube.State) error {
+			n := s.Nodes["knode2"]
+			n.ControlPlane = false
+			s.Nodes["knode2"] = n
+			return nil
+		}))
+		r := c.ok(master, api.Work{Action: api.CheckNode, Node: "knode2", ControlPlane: true})
+		require.Equal(t, "it is not marked as a control plane yet", r.Reason)
+	}
+	unmark()
+	c.ok(h, join)
+	require.True(t, c.ok(master, api.Work{Action: api.CheckNode, Node: "knode2", ControlPlane: true}).Ready)
+	c.ok(h, join)
+	commands := c.state().Commands
+	require.Equal(t, 1, count(commands, "knode2: kubeadm join phase control-plane-join mark-control-plane"))
+	require.Zero(t, count(commands, "knode2: kubeadm reset"))
+
+	unmark()
+	c.ok(master, api.Work{Action: api.DeleteToken, TokenID: "cp0000"})
+	out := c.do(h, join)
+	require.False(t, out.OK)
+	require.True(t, out.AuthError, out.Error)
+	c.ok(h, c.joinWork("knode2", c.mint(master, "cp0000", "knode2"), hash, key))
+	require.True(t, c.ok(master, api.Work{Action: api.CheckNode, Node: "knode2", ControlPlane: true}).Ready)
+	require.Empty(t, c.state().Violations)
+}
+
 func TestHalfDoneInitIsResetThreeTimesAtMost(t *testing.T) {
 	t.Parallel()
 	c := newCluster(t)

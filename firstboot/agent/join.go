@@ -27,9 +27,14 @@ func (j *job) join(ctx context.Context) (api.Result, error) {
 	if (j.work.Action == api.JoinControlPlane) != want.controlPlane {
 		return result, fatalf("the configuration for kubeadm does not fit %s", j.work.Action)
 	}
-	if exists(j.path(kubeletConf)) && j.isMember(ctx, want, 15*time.Second) == nil {
-		j.tell("this node is in the cluster already", 0)
-		return result, nil
+	if exists(j.path(kubeletConf)) {
+		if n, err := j.isMember(ctx, want, 15*time.Second); err == nil {
+			j.tell("this node is in the cluster already", 0)
+			if want.controlPlane && !n.marked() {
+				err = j.mark(ctx)
+			}
+			return result, err
+		}
 	}
 	if err := j.importImages(ctx); err != nil {
 		return result, err
@@ -55,11 +60,31 @@ func (j *job) join(ctx context.Context) (api.Result, error) {
 		return result, joinError(err)
 	}
 	// kubeadm's exit code is not believed: only what the API server says to kubelet's own credential.
-	if err := j.isMember(ctx, want, time.Minute); err != nil {
+	n, err := j.isMember(ctx, want, time.Minute)
+	switch {
+	case err != nil:
 		j.session.note("kubeadm printed %d bytes and ended well", len(out))
 		return result, retryf("kubeadm join ended well, but this node is not in the cluster: %w", err)
+	case want.controlPlane && !n.marked():
+		return result, retryf("kubeadm join ended well, but this node is not marked as a control plane")
 	}
 	return result, nil
+}
+
+// mark carries out the last phase of the join of a control plane, for one whose power was cut just before it: such a
+// node serves, and counts as a worker for good.
+func (j *job) mark(ctx context.Context) error {
+	config, err := j.file("kubeadm.yaml", j.work.KubeadmConfig)
+	if err != nil {
+		return err
+	}
+	j.tell("kubeadm join was interrupted before its last phase, mark-control-plane", 0)
+	_, err = j.run(ctx, j.session, "kubeadm", "join", "phase", "control-plane-join", "mark-control-plane", "--config", config)
+	os.Remove(config)
+	if err != nil {
+		return joinError(err)
+	}
+	return nil
 }
 
 // joinConfig is what matters of a JoinConfiguration.
@@ -91,47 +116,47 @@ func parseJoin(text string) (joinConfig, error) {
 
 // isMember asks with kubelet's own credential for this node, until limit. The CA on disk must be the one that is
 // pinned: what is left of another cluster does not count.
-func (j *job) isMember(ctx context.Context, want joinConfig, limit time.Duration) error {
+func (j *job) isMember(ctx context.Context, want joinConfig, limit time.Duration) (*node, error) {
 	ca, err := os.ReadFile(j.path(caFile))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	hash, err := publicKeyHash(ca)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if len(want.hashes) > 0 && !slices.Contains(want.hashes, hash) {
-		return errors.New("the CA on this machine is that of another cluster")
+		return nil, errors.New("the CA on this machine is that of another cluster")
 	}
 	if want.controlPlane && !exists(j.path(apiManifest)) {
-		return errors.New("there is no manifest of the API server")
+		return nil, errors.New("there is no manifest of the API server")
 	}
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
-		err = j.ownNode(ctx)
+		n, err := j.ownNode(ctx)
 		if err == nil && want.controlPlane && !j.answers(ctx) {
 			err = errors.New("this master's API server does not answer")
 		}
 		if err == nil {
-			return nil
+			return n, nil
 		}
 		if sleep(ctx, j.pause()) != nil {
-			return err
+			return nil, err
 		}
 	}
 }
 
-func (j *job) ownNode(ctx context.Context) error {
+func (j *job) ownNode(ctx context.Context) (*node, error) {
 	out, err := j.run(ctx, j.session, "kubectl", "--kubeconfig", j.path(kubeletConf), "get", "node", j.o.Config.Name, "-o", "json", "--request-timeout=10s")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	n, err := parseNode(out)
 	if err == nil && (n == nil || n.Metadata.Name != j.o.Config.Name) {
 		err = errors.New("no such node")
 	}
-	return err
+	return n, err
 }
 
 // What kubeadm says when the token or the certificate key is not (or no longer) good. It hangs rather than fails when

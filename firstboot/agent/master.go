@@ -227,7 +227,7 @@ func (j *job) node(ctx context.Context, name string) (*node, error) {
 
 // controlPlaneFault says what a master lacks, "" if nothing.
 func (j *job) controlPlaneFault(ctx context.Context, n *node) (string, error) {
-	if _, ok := n.Metadata.Labels["node-role.kubernetes.io/control-plane"]; !ok {
+	if !n.marked() {
 		return "it is not marked as a control plane yet", nil
 	}
 	for _, pod := range []string{"kube-apiserver-", "etcd-"} {

@@ -96,7 +96,11 @@ func realChaosRound(t *testing.T, seed uint64, kubectl string) {
 	}
 	r.step("all five are ready")
 	require.Eventually(t, func() bool { // a kubelet that was just reset needs a moment to say so
-		nodes := r.nodes()
+		nodes, err := r.askNodes()
+		if err != nil { // nor has its etcd a leader at once
+			t.Log(err)
+			return false
+		}
 		for _, m := range machines {
 			if n, ok := nodes[m]; !ok || !n.ready() {
 				return false

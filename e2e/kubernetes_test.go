@@ -101,9 +101,23 @@ type kubeNode struct {
 	}
 }
 
-// nodes asks the cluster itself, from the appliance's host: with a kubeconfig that is fetched just now.
+// nodes asks the cluster itself. One whose etcd has just changed its leader may refuse, and is asked again.
 func (r *kubeRack) nodes() map[string]kubeNode {
 	r.t.Helper()
+	for try := 1; ; try++ {
+		found, err := r.askNodes()
+		if err == nil {
+			return found
+		}
+		if try == 10 {
+			require.NoError(r.t, err)
+		}
+		time.Sleep(3 * time.Second)
+	}
+}
+
+// askNodes asks the cluster once, from the appliance's host: with a kubeconfig that is fetched just now.
+func (r *kubeRack) askNodes() (map[string]kubeNode, error) {
 	command := fmt.Sprintf("%s --kubeconfig <(%s --config %s kubeconfig) get nodes -o json", r.kubectl, binary, filepath.Join(r.state, "rackstrap.yaml"))
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
@@ -111,14 +125,18 @@ func (r *kubeRack) nodes() map[string]kubeNode {
 	var complaint bytes.Buffer
 	cmd.Stderr = &complaint
 	out, err := cmd.Output()
-	require.NoError(r.t, err, "%s", complaint.String())
+	if err != nil {
+		return nil, fmt.Errorf("kubectl get nodes: %w: %s", err, complaint.String())
+	}
 	var list struct{ Items []kubeNode }
-	require.NoError(r.t, json.Unmarshal(out, &list))
+	if err := json.Unmarshal(out, &list); err != nil {
+		return nil, fmt.Errorf("kubectl get nodes: %w", err)
+	}
 	found := map[string]kubeNode{}
 	for _, n := range list.Items {
 		found[n.Metadata.Name] = n
 	}
-	return found
+	return found, nil
 }
 
 func (n kubeNode) ready() bool {

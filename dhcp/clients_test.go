@@ -91,7 +91,7 @@ func renewRelease(t *testing.T, n *network) {
 	n.mac("cli", macUnknown)
 	configure := script(t, `case "$1" in bound|renew) ip addr replace $ip/24 dev $interface;; esac`+"\n")
 	c := n.command("cli", "udhcpc", "-i", "eth0", "-f", "-R", "-r", "10.10.10.233", "-s", configure)
-	c.Stdout, c.Stderr = &lockedBuffer{}, &lockedBuffer{}
+	c.Stdout, c.Stderr = &testenv.Buffer{}, &testenv.Buffer{}
 	require.NoError(t, c.Start())
 	d.await("ack", "ACK 10.10.10.233")
 	require.Eventually(t, func() bool { // udhcpc has configured its address
@@ -114,7 +114,7 @@ func renewRelease(t *testing.T, n *network) {
 // capture runs tcpdump until the returned function is called, which returns what it saw.
 func (n *network) capture(t *testing.T, ns, filter string) (stop func() string) {
 	testenv.NeedTool(t, "tcpdump")
-	var out, said lockedBuffer
+	var out, said testenv.Buffer
 	c := n.command(ns, "tcpdump", "-n", "-l", "--immediate-mode", "-i", "eth0", filter)
 	c.Stdout, c.Stderr = &out, &said
 	require.NoError(t, c.Start())
@@ -187,7 +187,7 @@ func dhclientRenews(t *testing.T, n *network) {
 	d := n.serve(t, "short") // leases of four seconds: T1 is two
 	n.mac("cli", macMaster)
 	dir := t.TempDir()
-	var log lockedBuffer
+	var log testenv.Buffer
 	c := n.command("cli", "dhclient", "-v", "-d", "-sf", script(t, "[ -n \"$new_ip_address\" ] && ip addr replace $new_ip_address/24 dev eth0\nexit 0\n"),
 		"-lf", filepath.Join(dir, "leases"), "-pf", filepath.Join(dir, "pid"), "eth0")
 	c.Stdout, c.Stderr = &log, &log
@@ -205,7 +205,7 @@ func dhclientRenews(t *testing.T, n *network) {
 func relayed(t *testing.T, n *network) {
 	d := n.serve(t, "plain")
 	r := n.command("rly", "dhcrelay", "-4", "-d", "-a", "--no-pid", "-id", "eth1", "-iu", "eth0", "10.10.10.1")
-	var log lockedBuffer
+	var log testenv.Buffer
 	r.Stdout, r.Stderr = &log, &log
 	require.NoError(t, r.Start())
 	defer r.Wait()
@@ -308,7 +308,7 @@ func secondServer(t *testing.T, n *network) {
 // dnsmasq runs dnsmasq as a DHCP server in a namespace until the test, or the returned function, ends it.
 func (n *network) dnsmasq(t *testing.T, ns string, args ...string) (stop func()) {
 	t.Helper()
-	var log lockedBuffer
+	var log testenv.Buffer
 	ctx, cancel := context.WithCancel(context.Background())
 	c := n.command(ns, "dnsmasq", append([]string{"--no-daemon", "--conf-file=/dev/null", "--port=0", "--interface=eth0", "--bind-interfaces",
 		"--log-dhcp", "--dhcp-leasefile=" + filepath.Join(t.TempDir(), "leases"), "--user=root"}, args...)...)

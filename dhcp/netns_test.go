@@ -16,7 +16,6 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -205,25 +204,8 @@ type daemon struct {
 	cmd    *exec.Cmd
 	stdin  io.Closer
 	events chan lifecycle.Event
-	stderr *lockedBuffer
+	stderr *testenv.Buffer
 	ended  chan struct{}
-}
-
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  strings.Builder
-}
-
-func (b *lockedBuffer) Write(p []byte) (int, error) {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.Write(p)
-}
-
-func (b *lockedBuffer) String() string {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	return b.b.String()
 }
 
 // tryServe starts the server, and returns what it said if it did not get ready.
@@ -237,7 +219,7 @@ func (n *network) tryServe(t *testing.T, scenario string) (*daemon, string) {
 	require.NoError(t, err)
 	stdout, err := cmd.StdoutPipe()
 	require.NoError(t, err)
-	d := &daemon{t: t, cmd: cmd, stdin: stdin, events: make(chan lifecycle.Event, 1000), stderr: &lockedBuffer{}, ended: make(chan struct{})}
+	d := &daemon{t: t, cmd: cmd, stdin: stdin, events: make(chan lifecycle.Event, 1000), stderr: &testenv.Buffer{}, ended: make(chan struct{})}
 	cmd.Stderr = d.stderr
 	require.NoError(t, cmd.Start())
 	t.Cleanup(d.stop)

@@ -25,6 +25,7 @@ import (
 
 // The stand-ins for kubeadm and the others are this very binary, by other names.
 func TestMain(m *testing.M) {
+	testenv.OnLinux310()
 	if fakekube.Called() {
 		fakekube.Main()
 	}

@@ -168,10 +168,15 @@ func (k *checker) machines(subnets []place) {
 		} else {
 			names[m.Name] = i
 		}
-		if j, twice := macs[m.MAC]; twice && !m.MAC.IsZero() {
-			k.fault(path+".mac", "%v is also %s's", m.MAC, who(j))
-		} else {
-			macs[m.MAC] = i
+		for _, mac := range m.Cards() {
+			switch j, twice := macs[mac]; {
+			case twice && j == i:
+				k.fault(path+".mac", "%v is there twice", mac)
+			case twice:
+				k.fault(path+".mac", "%v is also %s's", mac, who(j))
+			default:
+				macs[mac] = i
+			}
 		}
 		if !m.IP.IsValid() {
 			continue

@@ -107,10 +107,6 @@ func (f *flat) put(key string, v any) {
 		if text = ""; !v.IsZero() {
 			text = v.First.String() + "-" + v.Last.String()
 		}
-	case MAC:
-		if v.IsZero() {
-			text = ""
-		}
 	}
 	f.set(key, value{text: text})
 }
@@ -180,7 +176,7 @@ func flatten(c *Config) *flat {
 	for _, m := range c.Machines {
 		at := fmt.Sprintf("machines %q", m.Name)
 		f.begin(at)
-		f.put(at+".mac", m.MAC)
+		f.put(at+".mac", texts(m.Cards()))
 		f.put(at+".ip", m.IP)
 		f.put(at+".role", m.Role)
 		// Only what differs from the install section: a change there is one change, not one per machine.

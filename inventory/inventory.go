@@ -189,7 +189,8 @@ type Timeouts struct {
 // Machine is one entry of the list.
 type Machine struct {
 	Name    string
-	MAC     MAC // zero: a free slot for enrolment
+	MAC     MAC   // of the card that boots, the first of several; zero: a free slot for enrolment
+	MACs    []MAC `json:",omitempty"` // of all its cards that may boot, in the order of the file; nil: it has no other than MAC
 	IP      netip.Addr
 	Role    Role
 	Install Install // the install section with the machine's own keys laid over it

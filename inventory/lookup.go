@@ -14,21 +14,21 @@ type lookup struct {
 func (c *Config) index() {
 	l := lookup{mac: map[MAC]int{}, name: map[string]int{}, ip: map[netip.Addr]int{}}
 	for i, m := range c.Machines {
-		if !m.MAC.IsZero() {
-			l.mac[m.MAC] = i
+		for _, mac := range m.Cards() {
+			l.mac[mac] = i
 		}
 		l.name[m.Name], l.ip[m.IP] = i, i
 	}
 	c.lookup = l
 }
 
-// ByMAC finds a machine by the hardware address of its boot NIC.
+// ByMAC finds a machine by the hardware address of any of its cards.
 func (c *Config) ByMAC(mac MAC) (*Machine, bool) {
 	if mac.IsZero() {
 		return nil, false
 	}
 	i, ok := c.lookup.mac[mac]
-	return c.find(i, ok, func(m *Machine) bool { return m.MAC == mac })
+	return c.find(i, ok, func(m *Machine) bool { return m.Has(mac) })
 }
 
 // ByName finds a machine by its host name.

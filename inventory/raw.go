@@ -120,12 +120,15 @@ type rawTimeouts struct {
 }
 
 type rawMachine struct {
-	Name       string `mapstructure:"name"`
-	MAC        string `mapstructure:"mac"`
-	IP         string `mapstructure:"ip"`
-	Role       string `mapstructure:"role"`
+	Name       string    `mapstructure:"name"`
+	MAC        oneOrMore `mapstructure:"mac"`
+	IP         string    `mapstructure:"ip"`
+	Role       string    `mapstructure:"role"`
 	rawInstall `mapstructure:",squash"`
 }
+
+// oneOrMore is a text, or a list of texts: in the file one may be written without the brackets.
+type oneOrMore []string
 
 // defaults are the values of the keys that may be left out.
 func defaults() map[string]any {

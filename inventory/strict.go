@@ -121,6 +121,9 @@ func (r *reader) value(path string, node *yaml.Node, kind reflect.Type) (any, bo
 		}
 		return r.repos(path, node)
 	case reflect.Slice:
+		if kind == reflect.TypeFor[oneOrMore]() && node.Kind != yaml.SequenceNode {
+			return r.single(path, node)
+		}
 		return r.list(path, node, kind.Elem())
 	case reflect.Int:
 		if !r.is(path, node, yaml.ScalarNode, "a number") {
@@ -144,6 +147,17 @@ func (r *reader) value(path string, node *yaml.Node, kind reflect.Type) (any, bo
 		// A text is taken as it is written, also where YAML would see a number: 1.30 is a version.
 		return node.Value, r.is(path, node, yaml.ScalarNode, "a text")
 	}
+}
+
+// single reads the only text of what may be a list. An empty one is none.
+func (r *reader) single(path string, node *yaml.Node) (any, bool) {
+	if !r.is(path, node, yaml.ScalarNode, "a text, or a list of texts: [one, two]") {
+		return nil, false
+	}
+	if node.Value == "" {
+		return nil, true
+	}
+	return []any{node.Value}, true
 }
 
 func (r *reader) list(path string, node *yaml.Node, element reflect.Type) (any, bool) {

@@ -322,9 +322,7 @@ func (t *typer) machine(path string, raw rawMachine) Machine {
 	if raw.Role != "" {
 		m.Role = oneOf(t, path+".role", Role(raw.Role), RoleControlPlane, RoleWorker)
 	}
-	if raw.MAC != "" {
-		m.MAC = t.mac(path+".mac", raw.MAC)
-	}
+	m.MAC, m.MACs = t.macs(path+".mac", raw.MAC)
 	return m
 }
 
@@ -339,6 +337,33 @@ func (t *typer) hostName(path, name string) {
 	default:
 		t.fault(path+".name", "%q is not a host name that Kubernetes takes: lower-case letters, digits and hyphens, at most 63, without a domain", name)
 	}
+}
+
+// macs reads the addresses of a machine's cards: the first, and all of them where there are several.
+func (t *typer) macs(path string, texts []string) (first MAC, all []MAC) {
+	if texts != nil && len(texts) == 0 {
+		t.fault(path, "is an empty list; leave the key out for a free slot")
+	}
+	for i, text := range texts {
+		at := path
+		if t.lines[entry(path, i)] != 0 { // written as a list
+			at = entry(path, i)
+		}
+		if t.bad[at] {
+			continue
+		}
+		mac := t.mac(at, text)
+		if !mac.IsZero() {
+			all = append(all, mac)
+		}
+	}
+	if len(all) > 0 {
+		first = all[0]
+	}
+	if len(all) < 2 {
+		all = nil
+	}
+	return first, all
 }
 
 func (t *typer) mac(path, text string) MAC {

@@ -69,10 +69,10 @@ type File struct {
 // Loader is the file that DHCP tells this firmware to load: a path without a leading slash, which Open
 // opens, over TFTP as it is and over HTTP below /loader/. Its error is a *NoLoaderError.
 func (p *Plan) Loader(d lifecycle.Decision, fw assets.Firmware) (string, error) {
-	if reason, skip := offersNothing(d); skip {
+	if reason, skip := d.OffersNothing(); skip {
 		return "", &NoLoaderError{reason}
 	}
-	if d.Listed && d.Machine.Install.SecureBoot && fw.EFI() {
+	if d.Machine.Install.SecureBoot && fw.EFI() {
 		return p.shim(d.Machine, fw)
 	}
 	loader, ok := p.loaders.For(fw)
@@ -80,19 +80,6 @@ func (p *Plan) Loader(d lifecycle.Decision, fw assets.Firmware) (string, error) 
 		return "", &NoLoaderError{fmt.Sprintf("no loader for %s is at hand (see `rackstrap doctor`)", fw)}
 	}
 	return loader.Name, nil
-}
-
-// offersNothing tells whether the machine gets no loader at all, and why.
-func offersNothing(d lifecycle.Decision) (reason string, yes bool) {
-	switch d.Action {
-	case lifecycle.ActionIgnore:
-		return d.Reason, true
-	case lifecycle.ActionLocalDisk, lifecycle.ActionHold:
-		if d.Machine.Install.LocalBoot == inventory.LocalSkip {
-			return d.Reason + ": it boots its disk without a loader (local_boot: skip)", true
-		}
-	}
-	return "", false
 }
 
 // shimDir is where the signed loaders of a medium are found, by TFTP and HTTP: shim and GRUB look for their
@@ -193,7 +180,7 @@ func (p *Plan) Open(name string, client netip.Addr) (*File, error) {
 	mac, identified := p.rack.MACByIP(client)
 	decision := p.rack.Decide(mac)
 	if identified {
-		if reason, skip := offersNothing(decision); skip {
+		if reason, skip := decision.OffersNothing(); skip {
 			return nil, &Refusal{reason}
 		}
 	} else if p.rack.Config().Network.DHCP.Mode == inventory.DHCPServer && !client.IsLoopback() {

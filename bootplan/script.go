@@ -103,7 +103,7 @@ func (p *Plan) script(d lifecycle.Decision) (assets.Script, error) {
 	if seen, ok := p.rack.Sighting(d.MAC); ok {
 		s.UUID = screenText(seen.UUID)
 	}
-	if d.Listed {
+	if d.Listed || d.CardOf != "" {
 		s.Title = d.Machine.Name + " (" + s.MAC + ")"
 		s.Local = string(d.Machine.Install.LocalBoot)
 	}
@@ -194,7 +194,7 @@ func (p *Plan) openGRUBConfig(name string, d lifecycle.Decision, identified bool
 			return nil, &Refusal{fmt.Sprintf("%s belongs to %s, and your address to %s", file, mac, d.MAC)}
 		case !identified:
 			d = p.rack.Decide(mac)
-			if reason, skip := offersNothing(d); skip {
+			if reason, skip := d.OffersNothing(); skip {
 				return nil, &Refusal{reason}
 			}
 		}

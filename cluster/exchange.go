@@ -25,7 +25,7 @@ func (c *Coordinator) Exchange(ctx context.Context, name, secret string, ex api.
 		return api.Credential{}, err
 	}
 	mac, err := inventory.ParseMAC(ex.MAC)
-	if err != nil || mac != m.Record.MAC {
+	if err != nil || !m.Machine.Has(mac) {
 		if err := c.o.Rack.CheckSecret(name, ex.Attempt, secret); err != nil {
 			return api.Credential{}, err // whoever has no token learns nothing of MACs
 		}

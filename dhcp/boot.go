@@ -9,8 +9,6 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"rackstrap/assets"
-	"rackstrap/inventory"
-	"rackstrap/lifecycle"
 )
 
 // maxFile is what the header's file field holds beside its NUL. The library cuts what is longer, silently.
@@ -21,8 +19,8 @@ func (x *exchange) boot() (file, refusal string) {
 	switch x.f.role {
 	case ipxeClient:
 		// iPXE runs already, so no loader is needed; but a machine that is to skip the network skips it.
-		if skipsNetwork(x.d) {
-			return "", x.d.Reason + ": it boots its disk without a loader (local_boot: skip)"
+		if reason, yes := x.d.OffersNothing(); yes {
+			return "", reason
 		}
 		file = x.url("/boot/" + x.f.mac.Hyphens() + "/ipxe")
 	case pxeClient, httpClient:
@@ -41,12 +39,6 @@ func (x *exchange) boot() (file, refusal string) {
 		return "", fmt.Sprintf("%q is longer than the %d bytes of DHCP's file field: shorten its name", file, maxFile)
 	}
 	return file, ""
-}
-
-// skipsNetwork tells whether a machine is told to boot its disk by telling it nothing.
-func skipsNetwork(d lifecycle.Decision) bool {
-	return d.Machine.Install.LocalBoot == inventory.LocalSkip &&
-		(d.Action == lifecycle.ActionLocalDisk || d.Action == lifecycle.ActionHold)
 }
 
 // url names the appliance by address: UEFI HTTP Boot would need a DNS server of its own for a name.

@@ -17,7 +17,12 @@ func (x *exchange) decline() Answer {
 	case x.d.Listed && x.d.Machine.IP == ip:
 		// The list stays the authority: the machine gets this address again, and the operator has to find
 		// the other one.
-		x.s.note(x.f.mac, lifecycle.Alarm, "decline", "DECLINE "+ip.String()+": its reserved address is in use by "+x.user(ip))
+		by := x.user(ip)
+		level := lifecycle.Alarm
+		if other, err := inventory.ParseMAC(by); err == nil && x.d.Machine.Has(other) {
+			by, level = "its card "+by+": let the installed system use one of its cards, or bond them", lifecycle.Warn
+		}
+		x.s.note(x.f.mac, level, "decline", "DECLINE "+ip.String()+": its reserved address is in use by "+by)
 		return Answer{}
 	case !x.given():
 		return x.silent(DropUnknown, "declines "+ip.String()+", which it was not given")

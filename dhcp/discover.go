@@ -42,9 +42,10 @@ func (x *exchange) offer(ip netip.Addr) Answer {
 }
 
 // enroll gives an unknown machine the next free slot, if it begins a network boot and the policy is enroll.
-// A slot on another network stays free: the machine could not use its address.
+// A slot on another network stays free: the machine could not use its address. A further card of a known machine is
+// none, though it be the first time that it is seen.
 func (x *exchange) enroll() {
-	if x.d.Listed || x.v.config.Network.DHCP.Unknown != inventory.UnknownEnroll || !x.f.boots() {
+	if x.d.Listed || x.d.CardOf != "" || x.v.config.Network.DHCP.Unknown != inventory.UnknownEnroll || !x.f.boots() {
 		return
 	}
 	slot, ok := x.freeSlot()
@@ -57,8 +58,13 @@ func (x *exchange) enroll() {
 			"), is not on its network "+x.sub.prefix.String())
 		return
 	}
+	x.s.rack.See(lifecycle.Sighting{MAC: x.f.mac, UUID: uuidText(x.f.machineID)}) // two cards may ask at the same time
 	_, err := x.s.rack.Enroll(x.ctx, x.f.mac)
+	var card *lifecycle.FurtherCardError
 	switch {
+	case errors.As(err, &card): // the other card of this machine was faster
+		x.d = x.s.rack.Decide(x.f.mac)
+		return
 	case errors.Is(err, lifecycle.ErrNoFreeSlot):
 		x.s.note(x.f.mac, lifecycle.Info, "enroll", err.Error())
 		return

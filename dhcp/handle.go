@@ -72,7 +72,10 @@ func (s *Server) Handle(ctx context.Context, req *dhcpv4.DHCPv4, via Arrival) An
 	if f.probe {
 		return x.answerProbe(mode)
 	}
-	x.d = s.rack.Decide(f.mac)
+	x.d = s.rack.DecideSeen(f.mac, uuidText(f.machineID))
+	if x.d.Listed {
+		s.rack.UseCard(f.mac)
+	}
 	switch {
 	case via.PXE:
 		return x.bootServer()

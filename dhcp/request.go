@@ -100,7 +100,7 @@ func (x *exchange) leavePool() {
 // seeDiskBoot notes the proof that an installed machine's disk boots: its own DHCP client, not firmware and
 // not the installer, asks for the address anew.
 func (x *exchange) seeDiskBoot() {
-	if x.f.boots() || x.f.ciaddr.IsValid() || x.d.Action != lifecycle.ActionLocalDisk || strings.HasPrefix(x.f.vendorClass, "anaconda") {
+	if x.f.boots() || x.f.ciaddr.IsValid() || !x.d.Listed || x.d.Action != lifecycle.ActionLocalDisk || strings.HasPrefix(x.f.vendorClass, "anaconda") {
 		return
 	}
 	x.s.rack.See(lifecycle.Sighting{MAC: x.f.mac, DiskBoot: x.s.now()})

@@ -129,7 +129,13 @@ func (r *Rack) See(s Sighting) {
 	if s.MAC.IsZero() {
 		return
 	}
-	now := r.now()
+	if r.see(s, r.now()) {
+		r.Observe(sharedUUID(s.MAC, s.UUID))
+	}
+}
+
+// see merges, and tells whether a machine of the list turned out to have the UUID of another one.
+func (r *Rack) see(s Sighting, now time.Time) (sharedUUID bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known, ok := r.sightings[s.MAC]
@@ -144,7 +150,6 @@ func (r *Rack) See(s Sighting) {
 	known.DiskBoot = later(known.DiskBoot, s.DiskBoot)
 	replace(&known.VendorClass, s.VendorClass)
 	replace(&known.Firmware, s.Firmware)
-	replace(&known.UUID, s.UUID)
 	replace(&known.Hostname, s.Hostname)
 	if s.Relay.IsValid() {
 		known.Relay = s.Relay
@@ -152,6 +157,7 @@ func (r *Rack) See(s Sighting) {
 	if s.Address.IsValid() {
 		known.Address = s.Address
 	}
+	return r.learnUUID(known, s.UUID)
 }
 
 func replace(field *string, seen string) {
@@ -167,17 +173,19 @@ func later(a, b time.Time) time.Time {
 	return a
 }
 
-// forgetOldest keeps the number of machines outside the list bounded. The caller holds mu.
+// forgetOldest keeps the number of machines outside the list bounded; further cards of machines in it go last. The
+// caller holds mu.
 func (r *Rack) forgetOldest() {
 	if len(r.sightings) < maxDiscovered+len(r.names) {
 		return
 	}
 	var oldest *sighting
+	known := func(s *sighting) bool { return s.id != (identity{}) && r.owners[s.id] != "" }
 	for mac, s := range r.sightings {
 		if _, listed := r.names[mac]; listed {
 			continue
 		}
-		if oldest == nil || s.Last.Before(oldest.Last) {
+		if oldest == nil || known(oldest) && !known(s) || known(oldest) == known(s) && s.Last.Before(oldest.Last) {
 			oldest = s
 		}
 	}

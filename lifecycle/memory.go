@@ -136,7 +136,7 @@ func (s *MemoryStore) Events(_ context.Context, q EventQuery) ([]Event, error) {
 	defer s.mu.Unlock()
 	var found []Event
 	for mac, events := range s.events {
-		if !q.MAC.IsZero() && mac != q.MAC {
+		if !q.Has(mac) {
 			continue
 		}
 		for _, e := range events {

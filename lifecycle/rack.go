@@ -46,6 +46,8 @@ type Rack struct {
 	sightings map[inventory.MAC]*sighting
 	leases    map[netip.Addr]Lease
 	leaseOf   map[inventory.MAC]netip.Addr
+	owners    map[identity]string      // UUID -> name of the machine that it proves; "": several have it
+	used      map[string]inventory.MAC // by name: the card that a machine with several used last
 
 	journal journal
 	lives   lives     // what machines do just now
@@ -54,6 +56,7 @@ type Rack struct {
 
 type sighting struct {
 	Sighting
+	id    identity // of its UUID
 	dirty bool
 }
 
@@ -65,6 +68,7 @@ func New(ctx context.Context, cfg *inventory.Config, o Options) (*Rack, error) {
 		sightings: map[inventory.MAC]*sighting{},
 		leases:    map[netip.Addr]Lease{},
 		leaseOf:   map[inventory.MAC]netip.Addr{},
+		used:      map[string]inventory.MAC{},
 	}
 	r.started = r.now()
 	r.journal.init()
@@ -80,7 +84,7 @@ func New(ctx context.Context, cfg *inventory.Config, o Options) (*Rack, error) {
 		return nil, fmt.Errorf("read sightings: %w", err)
 	}
 	for _, s := range seen {
-		r.sightings[s.MAC] = &sighting{Sighting: s}
+		r.sightings[s.MAC] = &sighting{Sighting: s, id: identityOf(s.UUID)}
 	}
 	leases, err := r.store.Leases(ctx)
 	if err != nil {
@@ -132,7 +136,7 @@ func (r *Rack) Reload(ctx context.Context, cfg *inventory.Config) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.config = cfg
-	r.names = bindings(cfg, r.records)
+	r.known(cfg)
 	return nil
 }
 
@@ -145,8 +149,8 @@ func bindings(cfg *inventory.Config, records map[string]Record) map[inventory.MA
 		}
 	}
 	for _, m := range cfg.Machines { // the list has the last word
-		if !m.MAC.IsZero() {
-			names[m.MAC] = m.Name
+		for _, mac := range m.Cards() {
+			names[mac] = m.Name
 		}
 	}
 	return names
@@ -158,12 +162,18 @@ func (r *Rack) adopt(cfg *inventory.Config, m *inventory.Machine) (c Change, nee
 		return Change{}, false // a free slot, or bound to the MAC of its record
 	}
 	rec, known := r.records[m.Name]
-	if known && rec.MAC == m.MAC {
+	if known && m.Has(rec.MAC) && rec.Cards == cardsText(m) {
 		return Change{}, false
 	}
 	next := rec
-	next.Name, next.MAC, next.Enrolled = m.Name, m.MAC, false
+	next.Name = m.Name
+	next.take(m)
+	if known && rec.fits(m) {
+		return Change{Record: next, Events: []Event{{Time: r.now(), MAC: next.MAC, Machine: m.Name, Attempt: next.Attempt,
+			Source: "lifecycle", Kind: "cards", Level: Info, Text: fmt.Sprintf("the list gives it the cards %s", m.Cards())}}}, true
+	}
 	previous, moved := r.installedAs(cfg, m)
+	board, copied := r.sameBoard(cfg, m)
 	switch {
 	case known && (rec.State.pastInstall() || rec.State == Failed):
 		next.State, next.Since = Failed, r.now()
@@ -175,6 +185,12 @@ func (r *Rack) adopt(cfg *inventory.Config, m *inventory.Machine) (c Change, nee
 		next.Attempt = max(next.Attempt, 1)
 		next.Failure = &Failure{Phase: previous.State, Reason: fmt.Sprintf(
 			"this hardware was installed as %s: `rackstrap reinstall %s` installs it under its new name", previous.Name, m.Name)}
+	case copied:
+		next.State, next.Since = Failed, r.now()
+		next.Attempt = max(next.Attempt, 1)
+		next.Failure = &Failure{Phase: board.State, Reason: fmt.Sprintf(
+			"it has the UUID of %s, which is installed, so that it may be a further card of that machine: `rackstrap reinstall %s` installs it, if it is not",
+			board.Name, m.Name)}
 	default:
 		next.Since = r.now()
 		next.arm(Armed)
@@ -185,7 +201,7 @@ func (r *Rack) adopt(cfg *inventory.Config, m *inventory.Machine) (c Change, nee
 // installedAs finds the record of the same hardware under another name that the list no longer gives it.
 func (r *Rack) installedAs(cfg *inventory.Config, m *inventory.Machine) (Record, bool) {
 	for name, rec := range r.records {
-		if name == m.Name || rec.MAC != m.MAC || !rec.State.pastInstall() {
+		if name == m.Name || !rec.fits(m) || !rec.State.pastInstall() {
 			continue
 		}
 		if now, listed := cfg.ByName(name); listed && now.MAC == m.MAC {
@@ -216,7 +232,7 @@ func (r *Rack) show(stored []Record, events []Event) {
 		r.records[rec.Name] = rec
 	}
 	if r.config != nil && moved { // most changes are of a state: a thousand machines make thousands of them
-		r.names = bindings(r.config, r.records)
+		r.known(r.config)
 	}
 	r.mu.Unlock()
 	for _, e := range events {
@@ -266,16 +282,13 @@ func (r *Rack) machine(mac inventory.MAC) (inventory.Machine, bool) {
 	return m, true
 }
 
-// MACByIP is the hardware that an address was given to: by reservation, else by lease, else by the last
-// DHCP exchange seen.
+// MACByIP is the hardware that an address was given to: by reservation, else by lease. Of a machine with several
+// cards it is the one that it used last.
 func (r *Rack) MACByIP(ip netip.Addr) (inventory.MAC, bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if listed, ok := r.config.ByIP(ip); ok {
-		mac := listed.MAC
-		if mac.IsZero() {
-			mac = r.records[listed.Name].MAC
-		}
+		mac := r.card(listed)
 		return mac, !mac.IsZero()
 	}
 	if l, ok := r.leases[ip]; ok && l.State == LeaseBound {
@@ -289,21 +302,45 @@ type Decision struct {
 	Action  Action
 	MAC     inventory.MAC
 	Listed  bool              // Machine and Record are valid
+	CardOf  string            // not listed itself, but a further card of this machine: Machine is valid
 	Machine inventory.Machine // from the list
 	Record  Record
 	Reason  string // one line for people: on screens, in refusals
+}
+
+// OffersNothing tells whether the machine gets no boot file at all, and why.
+func (d Decision) OffersNothing() (reason string, yes bool) {
+	switch d.Action {
+	case ActionIgnore, ActionPass:
+		return d.Reason, true
+	case ActionLocalDisk, ActionHold:
+		if d.Machine.Install.LocalBoot == inventory.LocalSkip {
+			return d.Reason + ": it boots its disk without a loader (local_boot: skip)", true
+		}
+	}
+	return "", false
 }
 
 // Decide derives what the machine boots next. It is the one place where this is decided.
 func (r *Rack) Decide(mac inventory.MAC) Decision {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	return r.decide(mac)
+	return r.decide(mac, "")
 }
 
-func (r *Rack) decide(mac inventory.MAC) Decision {
+// DecideSeen is Decide for a packet that names a UUID: what it says of itself counts, before it is written down.
+func (r *Rack) DecideSeen(mac inventory.MAC, uuid string) Decision {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	return r.decide(mac, uuid)
+}
+
+func (r *Rack) decide(mac inventory.MAC, uuid string) Decision {
 	d := Decision{MAC: mac}
 	m, listed := r.machine(mac)
+	if name, further := r.cardOf(mac, uuid); further {
+		return r.decideCard(mac, name)
+	}
 	if !listed {
 		if r.config.Network.DHCP.Unknown == inventory.UnknownIgnore {
 			d.Action, d.Reason = ActionIgnore, fmt.Sprintf("%s is not in the list, and unknown machines are ignored", mac)
@@ -316,7 +353,7 @@ func (r *Rack) decide(mac inventory.MAC) Decision {
 	rec := d.Record
 	limit := m.Install.Attempts
 	switch state := rec.State; {
-	case rec.MAC != mac:
+	case !m.Has(rec.MAC):
 		d.Action, d.Reason = ActionHold, fmt.Sprintf("%s: its state belongs to other hardware (%s)", m.Name, rec.MAC)
 	case state == Armed:
 		d.Action, d.Reason = ActionInstall, fmt.Sprintf("%s is armed", m.Name)
@@ -345,7 +382,9 @@ func (rec Record) retries(limit int) bool {
 // Status is everything about one machine that the operator may want to see: a copy.
 type Status struct {
 	Name     string            `json:"name,omitempty"`
-	MAC      inventory.MAC     `json:"mac"`
+	MAC      inventory.MAC     `json:"mac"`               // of several cards the one that it used last
+	MACs     []inventory.MAC   `json:"macs,omitempty"`    // all of them, where the list names several
+	CardOf   string            `json:"card_of,omitempty"` // not in the list, but a further card of this machine
 	Machine  inventory.Machine `json:"-"`
 	IP       netip.Addr        `json:"ip,omitzero"`
 	Role     inventory.Role    `json:"role,omitempty"`
@@ -364,9 +403,15 @@ func (r *Rack) Machines() []Status {
 	defer r.mu.RUnlock()
 	var all []Status
 	for _, m := range r.config.Machines {
-		st := Status{Name: m.Name, Machine: m, IP: m.IP, Role: m.Role, MAC: m.MAC, Limit: m.Install.Attempts}
-		if rec, ok := r.records[m.Name]; ok && (m.MAC == rec.MAC || m.MAC.IsZero() && rec.Enrolled) {
-			st.MAC, st.Record, st.State = rec.MAC, rec, rec.State
+		st := Status{Name: m.Name, Machine: m, IP: m.IP, Role: m.Role, MAC: m.MAC, MACs: m.MACs, Limit: m.Install.Attempts}
+		if !m.MAC.IsZero() {
+			st.MAC = r.card(&m)
+		}
+		if rec, ok := r.records[m.Name]; ok && (m.Has(rec.MAC) || m.MAC.IsZero() && rec.Enrolled) {
+			if m.MAC.IsZero() {
+				st.MAC = rec.MAC
+			}
+			st.Record, st.State = rec, rec.State
 			st.Record = st.Record.Public()
 			if p, ok := r.progress(rec); ok {
 				st.Progress = &p
@@ -375,7 +420,7 @@ func (r *Rack) Machines() []Status {
 		if st.MAC.IsZero() {
 			st.Reason = "a free slot"
 		} else {
-			d := r.decide(st.MAC)
+			d := r.decide(st.MAC, "")
 			st.Action, st.Reason = d.Action, d.Reason
 			if s, ok := r.sightings[st.MAC]; ok {
 				st.Sighting = s.Sighting
@@ -388,8 +433,8 @@ func (r *Rack) Machines() []Status {
 		if _, listed := r.names[mac]; listed {
 			continue
 		}
-		d := r.decide(mac)
-		found = append(found, Status{MAC: mac, IP: s.Address, State: Discovered, Action: d.Action, Reason: d.Reason, Sighting: s.Sighting})
+		d := r.decide(mac, "")
+		found = append(found, Status{MAC: mac, CardOf: d.CardOf, IP: s.Address, State: Discovered, Action: d.Action, Reason: d.Reason, Sighting: s.Sighting})
 	}
 	slices.SortFunc(found, func(a, b Status) int {
 		if c := b.Sighting.Last.Compare(a.Sighting.Last); c != 0 {

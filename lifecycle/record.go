@@ -18,6 +18,7 @@ type Failure struct {
 type Record struct {
 	Name       string        `json:"name"`
 	MAC        inventory.MAC `json:"mac"`                // of the hardware that the state belongs to
+	Cards      string        `json:"cards,omitempty"`    // all its MACs, where the list names several; with blanks between
 	Enrolled   bool          `json:"enrolled,omitempty"` // the MAC was bound here by approve or enrolment, not by the list
 	State      State         `json:"state"`
 	Attempt    int           `json:"attempt"`               // counts armings and repeated installations, from 1; never falls

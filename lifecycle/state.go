@@ -101,4 +101,6 @@ const (
 	ActionInstall   Action = "install"    // boot the installer
 	ActionLocalDisk Action = "local-disk" // boot what was installed
 	ActionHold      Action = "hold"       // boot the local disk, and tell the operator
+	ActionPass      Action = "pass"       // boot nothing by this card: the machine is to boot by another one
+	ActionWait      Action = "wait"       // to be installed, but its kickstart would be refused: a screen says why, and asks again
 )

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 
 	"rackstrap/inventory"
 )
@@ -25,9 +26,24 @@ func (e *VersionError) Error() string {
 
 // EventQuery selects events.
 type EventQuery struct {
-	MAC   inventory.MAC // zero: of all machines
-	After uint64        // only events with a higher Seq
-	Limit int           // the newest so many; 0: all that are kept
+	MAC   inventory.MAC   // zero: of all machines
+	Cards []inventory.MAC // of these, too: the further cards of the machine
+	After uint64          // only events with a higher Seq
+	Limit int             // the newest so many; 0: all that are kept
+}
+
+// MACs are those whose events are wanted; none: all.
+func (q EventQuery) MACs() []inventory.MAC {
+	if q.MAC.IsZero() || slices.Contains(q.Cards, q.MAC) {
+		return q.Cards
+	}
+	return append([]inventory.MAC{q.MAC}, q.Cards...)
+}
+
+// Has tells whether the events of a MAC are wanted.
+func (q EventQuery) Has(mac inventory.MAC) bool {
+	macs := q.MACs()
+	return len(macs) == 0 || slices.Contains(macs, mac)
 }
 
 // Change is a record to be stored, and the events that tell of it.

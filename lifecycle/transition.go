@@ -91,7 +91,7 @@ func (r *Rack) Reinstall(ctx context.Context, name string) (Record, error) {
 			return named(err, rec.Name)
 		}
 		if !listed.MAC.IsZero() {
-			rec.MAC, rec.Enrolled = listed.MAC, false
+			rec.take(listed)
 		}
 		rec.arm(to)
 		return nil
@@ -153,14 +153,13 @@ func (r *Rack) BeginInstall(ctx context.Context, mac inventory.MAC) (rec Record,
 
 // bootedSince tells whether firmware began a network boot after the record last changed.
 func (r *Rack) bootedSince(rec Record) bool {
-	s, ok := r.Sighting(rec.MAC)
-	return ok && s.LastBoot.After(rec.Since)
+	return r.lastBoot(rec).After(rec.Since)
 }
 
 // poweredOn is when the network boot began that brought the machine here.
 func (r *Rack) poweredOn(rec Record) time.Time {
-	if s, ok := r.Sighting(rec.MAC); ok && s.LastBoot.After(rec.Since) {
-		return s.LastBoot
+	if last := r.lastBoot(rec); last.After(rec.Since) {
+		return last
 	}
 	return r.now()
 }
@@ -203,17 +202,22 @@ func (rec Record) checkSecret(attempt int, secret, hash string) error {
 	return nil
 }
 
-// Approve binds a discovered machine to a free slot of the list and arms it.
+// Approve binds a discovered machine to a free slot of the list and arms it. A further card of a known machine is a
+// *FurtherCardError.
 func (r *Rack) Approve(ctx context.Context, mac inventory.MAC, name string) (Record, error) {
 	r.change.Lock()
 	defer r.change.Unlock()
+	if err := r.refuseCard(mac); err != nil {
+		return Record{}, err
+	}
 	return r.bind(ctx, mac, name, "approved")
 }
 
 // ErrNoFreeSlot is an enrolment with every slot of the list taken.
 var ErrNoFreeSlot = errors.New("every machine of the list has its hardware")
 
-// Enroll gives an unknown machine the next free slot of the list, in order. A machine that has one keeps it.
+// Enroll gives an unknown machine the next free slot of the list, in order. A machine that has one keeps it;
+// a further card of a known machine gets none (*FurtherCardError).
 func (r *Rack) Enroll(ctx context.Context, mac inventory.MAC) (Record, error) {
 	r.change.Lock()
 	defer r.change.Unlock()
@@ -224,6 +228,9 @@ func (r *Rack) Enroll(ctx context.Context, mac inventory.MAC) (Record, error) {
 	r.mu.RUnlock()
 	if known {
 		return rec, nil
+	}
+	if err := r.refuseCard(mac); err != nil {
+		return Record{}, err
 	}
 	if slot == "" {
 		return Record{}, ErrNoFreeSlot
@@ -266,7 +273,7 @@ func (r *Rack) bind(ctx context.Context, mac inventory.MAC, name, why string) (R
 		return Record{}, &BindError{fmt.Sprintf("%s has the hardware %s: `rackstrap release %s` frees the slot", name, rec.MAC, name)}
 	}
 	from := rec
-	rec.Name, rec.MAC, rec.Enrolled, rec.Since = name, mac, true, r.now()
+	rec.Name, rec.MAC, rec.Cards, rec.Enrolled, rec.Since = name, mac, "", true, r.now()
 	rec.arm(Armed)
 	if err := r.commit(ctx, rec, r.transitionEvent(from, rec, why)); err != nil {
 		return Record{}, err
@@ -295,7 +302,7 @@ func (r *Rack) Release(ctx context.Context, name string) error {
 	}
 	r.mu.Lock()
 	delete(r.records, name)
-	r.names = bindings(r.config, r.records)
+	r.known(r.config)
 	r.mu.Unlock()
 	r.journal.announce(e)
 	r.logEvent(e)

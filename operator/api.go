@@ -40,7 +40,8 @@ type ReloadResult struct {
 
 // approval is the body of POST /api/v1/discovered/{mac}/approve.
 type approval struct {
-	As string `json:"as"`
+	As           string `json:"as"`
+	OtherMachine bool   `json:"other_machine,omitempty"` // though it has the UUID of a known one
 }
 
 // problem is the body of every answer that is not a success.

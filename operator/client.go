@@ -63,10 +63,11 @@ func (c *Client) Reload(ctx context.Context) (ReloadResult, error) {
 	return result, c.call(ctx, http.MethodPost, "/api/v1/reload", nil, &result)
 }
 
-// Approve binds a discovered machine to a free slot of the list.
-func (c *Client) Approve(ctx context.Context, mac inventory.MAC, name string) (lifecycle.Record, error) {
+// Approve binds a discovered machine to a free slot of the list. A further card of a known machine is refused, unless
+// the operator vouches that it is another one.
+func (c *Client) Approve(ctx context.Context, mac inventory.MAC, name string, otherMachine bool) (lifecycle.Record, error) {
 	var rec lifecycle.Record
-	return rec, c.call(ctx, http.MethodPost, "/api/v1/discovered/"+mac.Hyphens()+"/approve", approval{As: name}, &rec)
+	return rec, c.call(ctx, http.MethodPost, "/api/v1/discovered/"+mac.Hyphens()+"/approve", approval{As: name, OtherMachine: otherMachine}, &rec)
 }
 
 // Adopt takes a machine whose disk holds a good system as installed.

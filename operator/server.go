@@ -134,7 +134,7 @@ func (s *Server) events(c echo.Context) error {
 		return nil
 	}
 	for e := range live {
-		if !q.MAC.IsZero() && e.MAC != q.MAC {
+		if !q.Has(e.MAC) {
 			continue
 		}
 		if lines.Encode(e) != nil {
@@ -152,7 +152,7 @@ func (s *Server) eventQuery(c echo.Context) (lifecycle.EventQuery, error) {
 		if err != nil {
 			return q, err
 		}
-		q.MAC = mac
+		q.Cards = s.o.Rack.Cards(mac)
 	}
 	for name, field := range map[string]func(uint64){
 		"after": func(n uint64) { q.After = n },
@@ -236,7 +236,11 @@ func (s *Server) approve(c echo.Context) error {
 	if err := c.Bind(&body); err != nil {
 		return err
 	}
-	rec, err := s.o.Rack.Approve(c.Request().Context(), mac, body.As)
+	approve := s.o.Rack.Approve
+	if body.OtherMachine {
+		approve = s.o.Rack.ApproveOther
+	}
+	rec, err := approve(c.Request().Context(), mac, body.As)
 	if err != nil {
 		return err
 	}
@@ -270,11 +274,12 @@ func (s *Server) fault(err error, c echo.Context) {
 		transition *lifecycle.TransitionError
 		unknown    *lifecycle.UnknownMachineError
 		bind       *lifecycle.BindError
+		card       *lifecycle.FurtherCardError
 		refused    *cluster.RefusedError
 		asHTTP     *echo.HTTPError
 	)
 	switch {
-	case errors.As(err, &transition), errors.As(err, &bind), errors.Is(err, lifecycle.ErrConflict),
+	case errors.As(err, &transition), errors.As(err, &bind), errors.As(err, &card), errors.Is(err, lifecycle.ErrConflict),
 		errors.Is(err, lifecycle.ErrNoHardware), errors.As(err, &refused):
 		status = http.StatusConflict
 	case errors.As(err, &unknown):

@@ -104,8 +104,14 @@ func (s *Store) Events(ctx context.Context, q lifecycle.EventQuery) ([]lifecycle
 	var found []lifecycle.Event
 	err := s.view(ctx, func(tx *bolt.Tx) error {
 		root := tx.Bucket(bucketEvents)
-		if !q.MAC.IsZero() {
-			return s.newest(root.Bucket(q.MAC[:]), q, &found)
+		macs := q.MACs()
+		for _, mac := range macs {
+			if err := s.newest(root.Bucket(mac[:]), q, &found); err != nil {
+				return err
+			}
+		}
+		if len(macs) > 0 {
+			return nil
 		}
 		return root.ForEachBucket(func(mac []byte) error {
 			if err := ctx.Err(); err != nil {

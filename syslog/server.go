@@ -153,7 +153,7 @@ func (s *Server) admit(conn net.Conn) (sender, refusal) {
 	switch {
 	case !ok || !d.Listed || d.Machine.IP != from: // the address of the pool is not the machine's own
 		return sender{}, stranger
-	case d.Record.State != lifecycle.Installing || d.Record.MAC != mac:
+	case d.Record.State != lifecycle.Installing || !d.Machine.Has(d.Record.MAC):
 		return sender{}, notInstalling
 	}
 	return sender{name: d.Machine.Name, from: from, attempt: d.Record.Attempt, tenth: -1}, ""

@@ -193,13 +193,17 @@ func eventLine(e lifecycle.Event) string {
 }
 
 func (a *app) approveCommand() *cobra.Command {
-	as := ""
+	as, other := "", false
 	cmd := &cobra.Command{
 		Use:   "approve MAC --as NAME",
 		Short: "Give a discovered machine a slot of the list; it is installed at its next poll",
-		Args:  args(cobra.ExactArgs(1)),
+		Long: "Gives a discovered machine a slot of the list; it is installed at its next poll.\n" +
+			"A MAC that has the UUID of a known machine is a further card of that one, and is refused: its installation would\n" +
+			"erase that machine's disk. --other-machine vouches that it is another machine, with a copied UUID.",
+		Args: args(cobra.ExactArgs(1)),
 	}
 	cmd.Flags().StringVar(&as, "as", "", "`NAME` of a machine of the list without a mac")
+	cmd.Flags().BoolVar(&other, "other-machine", false, "it is another machine than the known one with its UUID: erase its disk")
 	cmd.RunE = func(cmd *cobra.Command, given []string) error {
 		mac, err := inventory.ParseMAC(given[0])
 		if err != nil {
@@ -212,7 +216,7 @@ func (a *app) approveCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		rec, err := client.Approve(cmd.Context(), mac, as)
+		rec, err := client.Approve(cmd.Context(), mac, as, other)
 		if err != nil {
 			return err
 		}

@@ -276,7 +276,10 @@ func TestProxyMode(t *testing.T) {
 	plan, _ := newPlan(t, secureBoot, func(c *inventory.Config) { c.Network.DHCP.Mode = inventory.DHCPProxy })
 	require.Equal(t, "bios", read(t, plan, "undionly.kpxe", ipStranger))
 	require.Equal(t, "configfile /grub/host-$net_default_mac.cfg\n", read(t, plan, "grub/grub.cfg", ipStranger))
-	require.Contains(t, read(t, plan, "grub/host-52:54:00:00:00:80.cfg", ipStranger), "/ks/52-54-00-00-00-80")
+	require.Contains(t, read(t, plan, "grub/host-52:54:00:00:00:80.cfg", ipMaster), "/ks/52-54-00-00-00-80")
+	wrong := read(t, plan, "grub/host-52:54:00:00:00:80.cfg", ipStranger)
+	require.NotContains(t, wrong, "/ks/", "the kickstart is for the reserved address only")
+	require.Contains(t, wrong, "kmaster cannot be installed: it has the address 10.10.10.222, not from this appliance, and the list gives it 10.10.10.80")
 }
 
 func TestSecureBootDir(t *testing.T) {

@@ -26,6 +26,7 @@ type Plan struct {
 	rack    *lifecycle.Rack
 	loaders *assets.Loaders
 	library atomic.Pointer[media.Library]
+	answers func(lifecycle.Decision) error // nil: not looked at
 }
 
 // New makes a plan of what is at hand.
@@ -33,6 +34,24 @@ func New(rack *lifecycle.Rack, loaders *assets.Loaders, library *media.Library) 
 	p := &Plan{rack: rack, loaders: loaders}
 	p.library.Store(library)
 	return p
+}
+
+// CheckAnswers has Decide look first whether the machine's kickstart can be rendered. It is called before the plan is
+// in use.
+func (p *Plan) CheckAnswers(check func(lifecycle.Decision) error) { p.answers = check }
+
+// Decide is what the client with this address boots as the machine with that MAC. It says "install" only where the
+// gate before the kickstart will say so, too: a machine never goes into an installer that gets no answers.
+func (p *Plan) Decide(mac inventory.MAC, client netip.Addr) lifecycle.Decision {
+	d := p.rack.DecideFrom(mac, client)
+	if d.Action != lifecycle.ActionInstall || p.answers == nil {
+		return d
+	}
+	if err := p.answers(d); err != nil {
+		d.Action = lifecycle.ActionWait
+		d.Reason = fmt.Sprintf("%s cannot be installed: its kickstart cannot be rendered: %v", d.Machine.Name, err)
+	}
+	return d
 }
 
 // SetLibrary puts other media in place, after a reload. It returns the old ones, for the caller to close:
@@ -189,7 +208,7 @@ func (p *Plan) Open(name string, client netip.Addr) (*File, error) {
 	first, rest, _ := strings.Cut(name, "/")
 	switch {
 	case isGRUBConfig(name):
-		return p.openGRUBConfig(name, decision, identified)
+		return p.openGRUBConfig(name, mac, identified, client)
 	case first == shimDir:
 		return p.openSigned(rest)
 	case first == mediaDir:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io/fs"
 	"net"
+	"net/netip"
 	"net/url"
 	"path"
 	"strconv"
@@ -183,24 +184,23 @@ func grubConfigMAC(file string) string {
 
 // openGRUBConfig renders the configuration of the client, or of the machine that the name tells; a client
 // cannot have that of another machine.
-func (p *Plan) openGRUBConfig(name string, d lifecycle.Decision, identified bool) (*File, error) {
-	file := path.Base(name)
+func (p *Plan) openGRUBConfig(name string, own inventory.MAC, identified bool, client netip.Addr) (*File, error) {
+	file, mac := path.Base(name), own
 	if written := grubConfigMAC(file); written != "" {
-		mac, err := inventory.ParseMAC(written)
-		switch {
-		case err != nil:
+		var err error
+		if mac, err = inventory.ParseMAC(written); err != nil {
 			return nil, fmt.Errorf("%s: %w", name, fs.ErrNotExist)
-		case identified && mac != d.MAC:
-			return nil, &Refusal{fmt.Sprintf("%s belongs to %s, and your address to %s", file, mac, d.MAC)}
-		case !identified:
-			d = p.rack.Decide(mac)
-			if reason, skip := d.OffersNothing(); skip {
-				return nil, &Refusal{reason}
-			}
+		}
+		if identified && !p.rack.SameMachine(mac, own) {
+			return nil, &Refusal{fmt.Sprintf("%s belongs to %s, and your address to %s", file, mac, own)}
 		}
 	} else if !identified {
 		// Nothing in the name and nothing known of the address (proxy mode): GRUB knows its own MAC.
 		return configFile(file, []byte("configfile /grub/host-$net_default_mac.cfg\n")), nil
+	}
+	d := p.Decide(mac, client)
+	if reason, skip := d.OffersNothing(); skip {
+		return nil, &Refusal{reason}
 	}
 	text, err := p.GRUB(d)
 	if err != nil {

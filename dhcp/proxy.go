@@ -12,6 +12,9 @@ import (
 // DISCOVER of a boot client, and nothing else. Addresses are the other server's business.
 func (x *exchange) proxy() Answer {
 	switch {
+	case x.f.kind == dhcpv4.MessageTypeRequest:
+		x.seeAddress()
+		return Answer{Drop: DropMode, Why: "proxy mode: addresses are another server's"}
 	case x.f.kind != dhcpv4.MessageTypeDiscover || !x.f.boots():
 		return Answer{Drop: DropMode, Why: "proxy mode: addresses are another server's"}
 	case x.ignored():
@@ -24,6 +27,23 @@ func (x *exchange) proxy() Answer {
 		return x.silent(DropNoLoader, refusal)
 	}
 	return x.answer("offer", x.reply(dhcpv4.MessageTypeOffer, x.withBoot(file)), netip.Addr{}, file, "")
+}
+
+// seeAddress takes note of the address that the other server gives a machine of the list: its broadcast REQUEST names
+// both. Another one than the list's would end in a kickstart that is refused; the machine is told at its script, and
+// the operator here.
+func (x *exchange) seeAddress() {
+	ip := x.f.wants
+	if !ip.IsValid() {
+		ip = x.f.ciaddr
+	}
+	if !x.d.Listed || !ip.IsValid() || x.f.server == x.s.address {
+		return
+	}
+	x.s.rack.SeeAddress(x.f.mac, ip, x.f.server)
+	if d := x.s.rack.DecideFrom(x.f.mac, ip); d.Action == lifecycle.ActionWait {
+		x.s.note(x.f.mac, lifecycle.Warn, "address", d.Reason)
+	}
 }
 
 // bootServer answers at the PXE port, in every mode: firmware that was sent there asks the machine's boot

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 
 	"github.com/labstack/echo/v4"
@@ -16,10 +17,11 @@ import (
 // installation: the only secret of the boot plane. The gate opens
 //
 //  1. to the machine's reserved address only,
-//  2. only if one of the NICs that the installer names is the machine's (inst.ks.sendmac; dracut sends it,
+//  2. only if one of the NICs that the installer names is one of the machine's (inst.ks.sendmac; dracut sends it,
 //     curl does not),
 //  3. only while the lifecycle wants the machine installed.
 //
+// Plan.Decide asks the same before it says "install", but for part 2, which nobody knows before the installer runs.
 // Everybody else is refused and reported. Over plain HTTP that is as much as there is: who can take over an
 // address of the provisioning network while its machine is installed can read the secret.
 //
@@ -38,8 +40,8 @@ func (s *Server) kickstart(c echo.Context) error {
 		return &unavailable{"this build renders no kickstarts"}
 	}
 	if c.Request().Method == http.MethodHead {
-		if d := s.o.Rack.Decide(mac); d.Action != lifecycle.ActionInstall && d.Record.State != lifecycle.Installing {
-			return s.denyKickstart(c, m, d.Reason)
+		if err := s.o.Rack.MayInstall(mac); err != nil {
+			return s.beginError(c, m, err)
 		}
 		c.Response().Header().Set("Content-Type", kickstartType)
 		c.Response().Writer.WriteHeader(http.StatusOK) // its length is not known before it is rendered
@@ -70,7 +72,7 @@ func (s *Server) admit(c echo.Context, mac inventory.MAC) (inventory.Machine, er
 	if client(c) != m.IP {
 		return m, s.denyKickstart(c, m, fmt.Sprintf("it is for %s only", m.IP))
 	}
-	if nics, sent := provisioningMACs(c.Request().Header); sent && !nics[mac] {
+	if nics, sent := provisioningMACs(c.Request().Header); sent && !slices.ContainsFunc(m.Cards(), func(own inventory.MAC) bool { return nics[own] }) {
 		return m, s.denyKickstart(c, m, "none of the NICs that it names is the machine's")
 	}
 	return m, nil
@@ -78,7 +80,7 @@ func (s *Server) admit(c echo.Context, mac inventory.MAC) (inventory.Machine, er
 
 func (s *Server) denyKickstart(c echo.Context, m inventory.Machine, why string) error {
 	whose := ""
-	if own, known := s.o.Rack.MACByIP(client(c)); known && own != m.MAC {
+	if own, known := s.o.Rack.MACByIP(client(c)); known && !m.Has(own) {
 		whose = ", the address of " + s.nameOf(own)
 	}
 	return &denial{mac: m.MAC, level: lifecycle.Alarm,

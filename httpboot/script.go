@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"net/netip"
 
 	"github.com/labstack/echo/v4"
 
@@ -23,8 +24,8 @@ func (s *Server) script(c echo.Context, language string, render func(lifecycle.D
 	if err != nil {
 		return err
 	}
-	d := s.o.Rack.Decide(mac)
-	if own, known := s.o.Rack.MACByIP(client(c)); known && own != mac && d.Action == lifecycle.ActionInstall {
+	d := s.o.Plan.Decide(mac, client(c))
+	if own, known := s.o.Rack.MACByIP(client(c)); known && !s.o.Rack.SameMachine(own, mac) && wantsInstall(d) {
 		return &denial{mac: mac, level: lifecycle.Alarm,
 			reason: fmt.Sprintf("%s installs %s, and your address belongs to %s", c.Request().URL.Path, d.Machine.Name, own),
 			event:  fmt.Sprintf("install script of %s asked for by %s, whose address belongs to %s", d.Machine.Name, asker(c), s.nameOf(own))}
@@ -34,16 +35,26 @@ func (s *Server) script(c echo.Context, language string, render func(lifecycle.D
 		return fmt.Errorf("%s script: %v", language, err) // not %w: a kernel that is missing is no 404 of the script
 	}
 	if c.Request().Method == http.MethodGet {
+		s.o.Rack.SeeAddress(mac, client(c), netip.Addr{})
 		e := lifecycle.Event{MAC: mac, Kind: "script", Level: lifecycle.Info,
 			Text: fmt.Sprintf("%s script %q for %s: %s", language, d.Action, asker(c), d.Reason)}
-		if d.Action == lifecycle.ActionDiscover { // the waiting screen asks every 10 s
+		switch d.Action { // screens that wait ask every 10 s
+		case lifecycle.ActionWait:
+			e.Level = lifecycle.Alarm
+			fallthrough
+		case lifecycle.ActionDiscover:
 			s.noteOnce(c, e)
-		} else {
+		default:
 			s.note(e)
 		}
 	}
 	c.Response().Header().Set("Cache-Control", "no-store")
 	return sendText(c, http.StatusOK, string(text))
+}
+
+// wantsInstall tells whether a decision is about an installation, be it that something is in its way.
+func wantsInstall(d lifecycle.Decision) bool {
+	return d.Action == lifecycle.ActionInstall || d.Action == lifecycle.ActionWait
 }
 
 // loader sends what TFTP would send under the same path.

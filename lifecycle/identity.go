@@ -18,14 +18,11 @@ import (
 // little-endian, some BIOS ROMs in network order. Of the two spellings the smaller one stands for both.
 type identity [16]byte
 
-// placeholders are UUIDs that vendors ship on more than one board, as SMBIOS tools write them. Those of one or two
-// different bytes (all 0, all ff) are known by that.
+// placeholders are UUIDs that vendors ship on more than one board, as SMBIOS tools write them; see also pattern.
 var placeholders = identities(
 	"03000200-0400-0500-0006-000700080009", // AMI's default
-	"12345678-1234-5678-90ab-cddeefaabbcc", // Intel's and Gigabyte's reference boards
+	"12345678-1234-5678-90ab-cddeefaabbcc", // of reference boards
 	"01234567-89ab-cdef-0123-456789abcdef",
-	"00112233-4455-6677-8899-aabbccddeeff",
-	"00010203-0405-0607-0809-0a0b0c0d0e0f",
 )
 
 func identities(texts ...string) map[identity]bool {
@@ -39,12 +36,23 @@ func identities(texts ...string) map[identity]bool {
 // identityOf is what a UUID proves: nothing, where it is none or a placeholder.
 func identityOf(uuid string) identity {
 	id := spelling(uuid)
-	values := id
-	slices.Sort(values[:])
-	if len(slices.Compact(values[:])) <= 2 || placeholders[id] {
+	if id.pattern() || placeholders[id] {
 		return identity{}
 	}
 	return id
+}
+
+// pattern tells whether nobody drew this number: it has one or two different bytes (all 0, all ff), or all its bytes
+// are the same step apart (00112233-…, 00010203-…).
+func (id identity) pattern() bool {
+	step := id[1] - id[0]
+	even := true
+	for i := 2; i < len(id); i++ {
+		even = even && id[i]-id[i-1] == step
+	}
+	sorted := id
+	slices.Sort(sorted[:])
+	return even || len(slices.Compact(sorted[:])) <= 2
 }
 
 func spelling(uuid string) (id identity) {
@@ -190,6 +198,14 @@ func (r *Rack) card(m *inventory.Machine) inventory.MAC {
 		}
 	}
 	return last
+}
+
+// SameMachine tells whether both are cards of one machine of the list, or the same card.
+func (r *Rack) SameMachine(a, b inventory.MAC) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	name, ok := r.names[a]
+	return a == b || ok && name == r.names[b]
 }
 
 // UseCard notes by which of its cards a machine of the list is on the network just now.

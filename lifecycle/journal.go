@@ -155,7 +155,7 @@ func (r *Rack) see(s Sighting, now time.Time) (sharedUUID bool) {
 		known.Relay = s.Relay
 	}
 	if s.Address.IsValid() {
-		known.Address = s.Address
+		known.Address, known.Server = s.Address, s.Server
 	}
 	return r.learnUUID(known, s.UUID)
 }

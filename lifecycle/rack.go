@@ -421,10 +421,13 @@ func (r *Rack) Machines() []Status {
 			st.Reason = "a free slot"
 		} else {
 			d := r.decide(st.MAC, "")
-			st.Action, st.Reason = d.Action, d.Reason
 			if s, ok := r.sightings[st.MAC]; ok {
 				st.Sighting = s.Sighting
+				if r.config.Network.DHCP.Mode != inventory.DHCPServer && s.Address.IsValid() {
+					d = r.at(d, s.Address)
+				}
 			}
+			st.Action, st.Reason = d.Action, d.Reason
 		}
 		all = append(all, st)
 	}

@@ -104,7 +104,8 @@ type Sighting struct {
 	UUID        string        `json:"uuid,omitempty"`         // option 97
 	Relay       netip.Addr    `json:"relay,omitzero"`         // giaddr
 	Hostname    string        `json:"hostname,omitempty"`     // option 12
-	Address     netip.Addr    `json:"address,omitzero"`       // last address handed out
+	Address     netip.Addr    `json:"address,omitzero"`       // last address handed out, here or by another server
+	Server      netip.Addr    `json:"server,omitzero"`        // other DHCP server that handed Address out, if one did
 }
 
 // LeaseState tells what a pool address is used for.

@@ -124,9 +124,9 @@ func (r *Rack) BeginInstall(ctx context.Context, mac inventory.MAC) (rec Record,
 	}
 	secret, hash := newSecret()
 	rec, err = r.update(ctx, m.Name, "kickstart fetched", func(rec *Record) error {
-		sameBoot := rec.State == Installing && !r.bootedSince(*rec)
-		if d := r.Decide(mac); d.Action != ActionInstall && !sameBoot {
-			return &NotInstallingError{Reason: d.Reason}
+		sameBoot, err := r.mayInstall(r.Decide(mac))
+		if err != nil {
+			return err
 		}
 		to, err := Next(rec.State, BeginInstall)
 		if err != nil {

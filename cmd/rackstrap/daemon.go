@@ -145,6 +145,7 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 		d.log.Warn("cluster.images: this file is no .tar, and not served", "file", name)
 	}
 	answers := &kickstarts{rack: d.rack, renderer: renderer, ca: string(authority.PEM()), agents: agents}
+	d.plan.CheckAnswers(answers.check)
 	if d.repos, err = openRepos(renderer, cfg, d.config.Load, metrics, d.alarm, d.log); err != nil {
 		return err
 	}

@@ -18,6 +18,7 @@ import (
 	"rackstrap/dhcp"
 	"rackstrap/httpboot"
 	"rackstrap/inventory"
+	"rackstrap/lifecycle"
 	"rackstrap/media"
 	"rackstrap/operator"
 )
@@ -102,6 +103,7 @@ func (a *app) examine(ctx context.Context) []finding {
 	}
 	if st, err := operator.NewClient(cfg.Server.DataDir).Status(ctx); err == nil {
 		found("daemon", nil, "runs since %s, listens on %s", age(st.Now, st.Started), strings.Join(st.Listeners, ", "))
+		found("addresses", addressFaults(st.Machines), "no machine is known to have another one than the list's%s", addressAdvice(cfg))
 	} else {
 		for _, p := range ports(cfg) {
 			found("port "+p.String(), p.free(cfg.Server.Address), "free")
@@ -109,6 +111,26 @@ func (a *app) examine(ctx context.Context) []finding {
 	}
 	found("other DHCP servers", foreignServers(ctx, cfg), "none answers on %s", cfg.Server.Interface)
 	return findings
+}
+
+// addressFaults are the machines that are to be installed and cannot, because another DHCP server gave them another
+// address than the list's, or because of whatever else the appliance waits for.
+func addressFaults(machines []lifecycle.Status) error {
+	var faults []error
+	for _, m := range machines {
+		if m.Action == lifecycle.ActionWait {
+			faults = append(faults, errors.New(m.Reason))
+		}
+	}
+	return errors.Join(faults...)
+}
+
+// addressAdvice says what is up to the other DHCP server, where there is one.
+func addressAdvice(cfg *inventory.Config) string {
+	if cfg.Network.DHCP.Mode == inventory.DHCPServer {
+		return ""
+	}
+	return fmt.Sprintf("; with network.dhcp.mode: %s the other DHCP server has to reserve them, by MAC", cfg.Network.DHCP.Mode)
 }
 
 // examineAgents looks at the programs that nodes will be given.

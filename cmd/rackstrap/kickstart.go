@@ -33,6 +33,12 @@ func (k *kickstarts) Render(_ context.Context, m inventory.Machine, rec lifecycl
 		Agents: agents(cfg.Server, k.agents.Architectures(), k.agents.SHA256)})
 }
 
+// check renders a machine's kickstart, with a token that opens nothing.
+func (k *kickstarts) check(d lifecycle.Decision) error {
+	_, err := k.Render(context.Background(), d.Machine, d.Record, strings.Repeat("0", 64))
+	return err
+}
+
 // kernelArchs are the names that the kernel has for architectures.
 var kernelArchs = map[string]string{"amd64": "x86_64", "arm64": "aarch64"}
 

@@ -136,7 +136,7 @@ func (a *app) machinesCommand() *cobra.Command {
 				if s.Relay.IsValid() {
 					relay = s.Relay.String()
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), or(macText(m.MAC), "-"), or(s.Firmware, "-"),
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), cardsText(m), or(s.Firmware, "-"),
 					or(s.VendorClass, "-"), or(s.UUID, "-"), relay, or(s.Hostname, "-"),
 					age(st.Now, s.First), age(st.Now, s.LastBoot), age(st.Now, s.DiskBoot))
 			}

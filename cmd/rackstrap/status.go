@@ -80,9 +80,18 @@ func machinesTable(w io.Writer, st operator.Status) {
 		} else if !m.Sighting.First.IsZero() {
 			since = age(st.Now, m.Sighting.First)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), or(macText(m.MAC), "-"), addrText(m),
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), cardsText(m), addrText(m),
 			or(string(m.Role), "-"), or(string(m.State), "-"), since, try, or(string(m.Action), "-"), whatText(st, m))
 	}
+}
+
+// cardsText is the card that a machine uses, and how many others it has.
+func cardsText(m lifecycle.Status) string {
+	text := or(macText(m.MAC), "-")
+	if more := len(m.MACs) - 1; more > 0 {
+		text += fmt.Sprintf(" +%d", more)
+	}
+	return text
 }
 
 // whatText is what a machine is at, what it waits for, or why it boots what it boots: the most telling of them.

@@ -120,7 +120,7 @@ func (w *waiter) look(st operator.Status) (done bool, err error) {
 		switch {
 		case m.State == lifecycle.Ready:
 			ready++
-		case m.Action == lifecycle.ActionHold:
+		case m.Action == lifecycle.ActionHold, m.Action == lifecycle.ActionWait:
 			return false, errors.New(m.Reason)
 		}
 	}

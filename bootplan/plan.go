@@ -49,7 +49,7 @@ func (p *Plan) Decide(mac inventory.MAC, client netip.Addr) lifecycle.Decision {
 	}
 	if err := p.answers(d); err != nil {
 		d.Action = lifecycle.ActionWait
-		d.Reason = fmt.Sprintf("%s cannot be installed: its kickstart cannot be rendered: %v", d.Machine.Name, err)
+		d.Reason = fmt.Sprintf("%s waits: its kickstart cannot be rendered: %v", d.Machine.Name, err)
 	}
 	return d
 }

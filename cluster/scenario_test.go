@@ -686,6 +686,14 @@ func TestWrongMACAtExchange(t *testing.T) {
 		_, err := r.c.Exchange(t.Context(), a.Name, a.token, api.Exchange{Attempt: a.attempt, MAC: mac})
 		require.ErrorIs(t, err, ErrForeignMAC, mac)
 	}
+	// Of several cards the machine names the one that it was installed by, whichever that was.
+	second := inventory.MAC{0x52, 0x54, 0, 0, 9, 1}
+	cfg := *r.cfg
+	cfg.Machines = slices.Clone(cfg.Machines)
+	cfg.Machines[0].MACs = []inventory.MAC{a.mac, second}
+	require.NoError(t, r.rack.Reload(t.Context(), &cfg))
+	_, err = r.c.Exchange(t.Context(), a.Name, a.token, api.Exchange{Attempt: a.attempt, MAC: second.String()})
+	require.NotErrorIs(t, err, ErrForeignMAC)
 	_, err = r.c.Exchange(t.Context(), "nobody", a.token, api.Exchange{Attempt: a.attempt, MAC: a.mac.String()})
 	var unknown *lifecycle.UnknownMachineError
 	require.ErrorAs(t, err, &unknown)

@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"rackstrap/internal/testenv"
+	"rackstrap/inventory"
 )
 
 // TestClients lets real clients talk to a real server through real sockets, in network namespaces.
@@ -38,6 +39,7 @@ func TestClients(t *testing.T) {
 		{"foreign server", foreignServer},
 		{"proxy", proxyBesideDnsmasq},
 		{"dnsmasq's opinion", dnsmasqOpinion},
+		{"several cards", severalCards},
 	} {
 		t.Run(tc.name, func(t *testing.T) { tc.run(t, n) })
 	}
@@ -83,6 +85,24 @@ func asFirmware(t *testing.T, n *network) {
 	again, _ := n.udhcpc(t, "cli")
 	require.Equal(t, lease["ip"], again["ip"], "the system that it boots gets the same address")
 	d.await("ack", "ACK "+lease["ip"])
+}
+
+// severalCards: each card of the list has the machine's address; one that is not in it, but on the same board, takes
+// neither a slot nor a loader, so that firmware goes on to the next card.
+func severalCards(t *testing.T, n *network) {
+	d := n.serve(t, "cards")
+	args := []string{"-V", "PXEClient:Arch:00007:UNDI:003000", "-x", "0x5d:0007", "-x", "0x61:004c4c4544004235108054b4c04f4a3132", "-O", "tftp", "-O", "bootfile"}
+	for _, mac := range []inventory.MAC{macMaster, macSecond} {
+		n.mac("cli", mac)
+		lease, log := n.udhcpc(t, "cli", args...)
+		require.Equal(t, "10.10.10.80", lease["ip"], log)
+		require.Equal(t, "snponly.efi", lease["boot_file"])
+	}
+	n.mac("cli", macUnknown)
+	lease, log := n.udhcpc(t, "cli", args...)
+	require.Regexp(t, `^10\.10\.10\.2[0-5]\d$`, lease["ip"], log)
+	require.Empty(t, lease["boot_file"])
+	d.await("ack", "is a further card of kmaster (the same UUID)")
 }
 
 // renewRelease: a client that stays renews its lease straight with the server, and gives it back at the end.

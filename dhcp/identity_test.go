@@ -131,8 +131,8 @@ func TestProxySeesTheOtherServersAddress(t *testing.T) {
 		want  lifecycle.Action
 	}{
 		{"another address", request(macMaster, firmwareOf["x64"], server(dnsmasq), wants(addr(77))),
-			"warn address: kmaster cannot be installed: it has the address 10.10.10.77, from the DHCP server 10.10.10.5, and the list gives it 10.10.10.80: " +
-				"reserve 10.10.10.80 for 52:54:00:00:00:80 there, or change its ip in the list", lifecycle.ActionWait},
+			"warn address: kmaster waits: the DHCP server 10.10.10.5 gave it 10.10.10.77, the list says 10.10.10.80: " +
+				"reserve that for 52:54:00:00:00:80 there, or change its ip in the list", lifecycle.ActionWait},
 		{"of the installer", request(macMaster, server(dnsmasq), wants(addr(77))), "10.10.10.77", lifecycle.ActionWait},
 		{"the list's", request(macMaster, firmwareOf["x64"], server(dnsmasq), wants(masterIP)), "", lifecycle.ActionInstall},
 		{"not in the list", request(macUnknown, firmwareOf["x64"], server(dnsmasq), wants(addr(77))), "", lifecycle.ActionInstall},

@@ -56,6 +56,10 @@ var scenarios = map[string]func(*inventory.Config){
 	"probe": func(c *inventory.Config) { c.Network.DHCP.ProbeInterval = 300 * time.Millisecond },
 	"proxy": mode(inventory.DHCPProxy),
 	"load":  loaded,
+	"cards": func(c *inventory.Config) {
+		c.Machines[0].MACs = []inventory.MAC{macMaster, macSecond}
+		c.Network.DHCP.Unknown = inventory.UnknownEnroll
+	},
 }
 
 // loadMachines is how many reservations the scenario "load" has.

@@ -48,12 +48,12 @@ func TestOneVerdict(t *testing.T) {
 	}{
 		{"server", inventory.DHCPServer, nil, macMaster, ipMaster, true, ""},
 		{"server, by its second card", inventory.DHCPServer, nil, macSecond, ipMaster, true, ""},
-		{"server, nobody's address", inventory.DHCPServer, nil, macMaster, ipForeign, false, "it has the address 192.0.2.7"},
+		{"server, nobody's address", inventory.DHCPServer, nil, macMaster, ipForeign, false, "gave it 192.0.2.7"},
 		{"proxy", inventory.DHCPProxy, nil, macMaster, ipMaster, true, ""},
 		{"proxy, the other server's address", inventory.DHCPProxy, nil, macMaster, ipOther, false,
-			"kmaster cannot be installed: it has the address 127.0.0.177, not from this appliance, and the list gives it 127.0.0.80: reserve 127.0.0.80 for 52:54:00:00:00:80 there, or change its ip in the list"},
-		{"proxy, by its second card", inventory.DHCPProxy, nil, macSecond, ipOther, false, "reserve 127.0.0.80 for 52:54:00:00:01:80 there"},
-		{"off, the other server's address", inventory.DHCPOff, nil, macMaster, ipOther, false, "it has the address 127.0.0.177"},
+			"kmaster waits: another DHCP server gave it 127.0.0.177, the list says 127.0.0.80: reserve that for 52:54:00:00:00:80 there, or change its ip in the list"},
+		{"proxy, by its second card", inventory.DHCPProxy, nil, macSecond, ipOther, false, "reserve that for 52:54:00:00:01:80 there"},
+		{"off, the other server's address", inventory.DHCPOff, nil, macMaster, ipOther, false, "gave it 127.0.0.177"},
 		{"installed", inventory.DHCPProxy, adopt, macMaster, ipMaster, false, "kmaster is installed"},
 		{"lost twice", inventory.DHCPServer, begun(2), macMaster, ipMaster, true, ""},
 		{"out of tries", inventory.DHCPServer, begun(3), macMaster, ipMaster, false, "3 times without success"},
@@ -107,7 +107,7 @@ func TestWaitingForTheAddress(t *testing.T) {
 	require.Len(t, events, 2)
 	require.Equal(t, lifecycle.Alarm, events[0].Level)
 	require.Equal(t, macMaster, events[0].MAC)
-	require.Contains(t, events[0].Text, `iPXE script "wait" for 127.0.0.177: kmaster cannot be installed: it has the address 127.0.0.177`)
+	require.Contains(t, events[0].Text, `iPXE script "wait" for 127.0.0.177: kmaster waits: another DHCP server gave it 127.0.0.177`)
 	require.Equal(t, lifecycle.ActionWait, p.rack.Machines()[0].Action)
 	require.Contains(t, p.direct(http.MethodGet, "/boot/"+macMaster.Hyphens()+"/ipxe", ipMaster).Body.String(), "inst.ks=")
 	require.Equal(t, lifecycle.ActionInstall, p.rack.Machines()[0].Action)

@@ -21,20 +21,19 @@ func (r *Rack) at(d Decision, client netip.Addr) Decision {
 	if d.Action != ActionInstall || client == d.Machine.IP {
 		return d
 	}
-	advice := fmt.Sprintf("reserve %s for %s there, or change its ip in the list", d.Machine.IP, d.MAC)
+	advice := fmt.Sprintf("reserve that for %s there, or change its ip in the list", d.MAC)
 	if r.config.Network.DHCP.Mode == inventory.DHCPServer {
 		if l, ok := r.leases[client]; ok && d.Machine.Has(l.MAC) {
 			return d // approved in the waiting screen: the installer asks this appliance, and gets the reserved one
 		}
-		advice = "no other DHCP server may answer on this network, see `rackstrap doctor`"
+		advice = "no other DHCP server may answer on this network (`rackstrap doctor` looks for it)"
 	}
-	by := "not from this appliance"
+	by := "another DHCP server"
 	if s, ok := r.sightings[d.MAC]; ok && s.Server.IsValid() && s.Address == client {
-		by = "from the DHCP server " + s.Server.String()
+		by = "the DHCP server " + s.Server.String()
 	}
 	d.Action = ActionWait
-	d.Reason = fmt.Sprintf("%s cannot be installed: it has the address %s, %s, and the list gives it %s: %s",
-		d.Machine.Name, client, by, d.Machine.IP, advice)
+	d.Reason = fmt.Sprintf("%s waits: %s gave it %s, the list says %s: %s", d.Machine.Name, by, client, d.Machine.IP, advice)
 	return d
 }
 

@@ -28,11 +28,11 @@ func TestDecideFrom(t *testing.T) {
 	}{
 		{"proxy: the list's address", inventory.DHCPProxy, nil, reserved, ActionInstall, ""},
 		{"proxy: another address", inventory.DHCPProxy, nil, other, ActionWait,
-			"kmaster cannot be installed: it has the address 10.10.10.77, not from this appliance, and the list gives it 10.10.10.80: reserve 10.10.10.80 for 52:54:00:00:00:80 there, or change its ip in the list"},
+			"kmaster waits: another DHCP server gave it 10.10.10.77, the list says 10.10.10.80: reserve that for 52:54:00:00:00:80 there, or change its ip in the list"},
 		{"proxy: another address, from a server that was seen", inventory.DHCPProxy, func(_ *testing.T, r *Rack) { r.SeeAddress(macMaster, other, server) }, other, ActionWait,
-			"from the DHCP server 10.10.10.5"},
-		{"proxy: a lease of before does not help", inventory.DHCPProxy, lease(macMaster), other, ActionWait, "reserve 10.10.10.80"},
-		{"off: another address", inventory.DHCPOff, nil, other, ActionWait, "reserve 10.10.10.80"},
+			"the DHCP server 10.10.10.5 gave it"},
+		{"proxy: a lease of before does not help", inventory.DHCPProxy, lease(macMaster), other, ActionWait, "reserve that for"},
+		{"off: another address", inventory.DHCPOff, nil, other, ActionWait, "reserve that for"},
 		{"off: the list's address", inventory.DHCPOff, nil, reserved, ActionInstall, ""},
 		{"server: the list's address", inventory.DHCPServer, nil, reserved, ActionInstall, ""},
 		{"server: its pool address, approved a moment ago", inventory.DHCPServer, lease(macMaster), other, ActionInstall, ""},
@@ -65,7 +65,7 @@ func TestStatusShowsTheWrongAddress(t *testing.T) {
 	require.Equal(t, ActionInstall, r.Machines()[0].Action, "nothing is known of its address")
 	st := at("10.10.10.77")
 	require.Equal(t, ActionWait, st.Action)
-	require.Contains(t, st.Reason, "it has the address 10.10.10.77")
+	require.Contains(t, st.Reason, "gave it 10.10.10.77")
 	require.Equal(t, ActionWait, at("192.168.7.7").Action, "an operator elsewhere who looks at the script is not the machine")
 	require.Equal(t, ActionInstall, at("10.10.10.80").Action)
 }

@@ -48,9 +48,15 @@ func (f *told) Verify(_ context.Context, say func(string)) error {
 
 func desk(t *testing.T, c Cluster) *Client {
 	t.Helper()
+	client, _ := deskOf(t, c, inventory.Default())
+	return client
+}
+
+// deskOf has a rack of that configuration behind it.
+func deskOf(t *testing.T, c Cluster, cfg *inventory.Config) (*Client, *lifecycle.Rack) {
+	t.Helper()
 	dir := t.TempDir()
 	log := slog.New(slog.DiscardHandler)
-	cfg := inventory.Default()
 	cfg.Server.Address = netip.MustParseAddr("10.10.10.1")
 	rack, err := lifecycle.New(t.Context(), cfg, lifecycle.Options{Store: lifecycle.NewMemoryStore(), Log: log, Now: time.Now})
 	require.NoError(t, err)
@@ -60,7 +66,39 @@ func desk(t *testing.T, c Cluster) *Client {
 	done := make(chan error, 1)
 	go func() { done <- s.Run(ctx) }()
 	t.Cleanup(func() { cancel(); require.NoError(t, <-done) })
-	return NewClient(dir)
+	return NewClient(dir), rack
+}
+
+// A further card of a known machine is approved with a word only, and events of a machine are those of all its cards.
+func TestFurtherCard(t *testing.T) {
+	ctx := t.Context()
+	cfg := inventory.Default()
+	cfg.Machines[2].MAC = inventory.MAC{} // knode2 is a free slot
+	own, card := cfg.Machines[0].MAC, inventory.MAC{0x52, 0x54, 0, 0, 0, 0x99}
+	c, rack := deskOf(t, &told{}, cfg)
+	for _, mac := range []inventory.MAC{own, card} {
+		rack.See(lifecycle.Sighting{MAC: mac, UUID: "4c4c4544-0042-3510-8054-b4c04f4a3132"})
+		rack.Observe(lifecycle.Event{MAC: mac, Source: "dhcp", Kind: "offer", Text: "to " + mac.String()})
+	}
+	_, err := rack.Adopt(ctx, "kmaster")
+	require.NoError(t, err)
+	st, err := c.Status(ctx)
+	require.NoError(t, err)
+	require.Equal(t, "kmaster", st.Machines[3].CardOf)
+
+	_, err = c.Approve(ctx, card, "knode2", false)
+	require.EqualError(t, err, "52:54:00:00:00:99 has the UUID of kmaster (installed): it is a further card of that machine, and installing it would erase "+
+		"the disk of kmaster. To boot kmaster by it as well, add it to the mac of kmaster in the list, then `rackstrap reload`. "+
+		"If it is another machine with a copied UUID, approve it with --other-machine")
+	var texts []string
+	require.NoError(t, c.Events(ctx, EventQuery{Machine: "kmaster"}, func(e lifecycle.Event) error { texts = append(texts, e.Text); return nil }))
+	require.Contains(t, texts, "to "+own.String())
+	require.Contains(t, texts, "to "+card.String())
+
+	rec, err := c.Approve(ctx, card, "knode2", true)
+	require.NoError(t, err)
+	require.Equal(t, lifecycle.Armed, rec.State)
+	require.Equal(t, card, rec.MAC)
 }
 
 func TestCommandsThatTell(t *testing.T) {

@@ -36,6 +36,9 @@ func (s *Server) script(c echo.Context, language string, render func(lifecycle.D
 	}
 	if c.Request().Method == http.MethodGet {
 		s.o.Rack.SeeAddress(mac, client(c), netip.Addr{})
+		if client(c) == d.Machine.IP {
+			s.o.Rack.UseCard(mac) // without DHCP of ours this is the first to tell which card boots
+		}
 		e := lifecycle.Event{MAC: mac, Kind: "script", Level: lifecycle.Info,
 			Text: fmt.Sprintf("%s script %q for %s: %s", language, d.Action, asker(c), d.Reason)}
 		switch d.Action { // screens that wait ask every 10 s

@@ -81,15 +81,21 @@ func (r *Rack) known(cfg *inventory.Config) {
 func (r *Rack) identify() {
 	r.owners = map[identity]string{}
 	for mac, name := range r.names {
-		s, seen := r.sightings[mac]
-		if !seen || s.id == (identity{}) {
-			continue
+		if s, seen := r.sightings[mac]; seen {
+			r.own(s.id, name)
 		}
-		if other, taken := r.owners[s.id]; taken && other != name {
-			name = ""
-		}
-		r.owners[s.id] = name
 	}
+}
+
+// own notes that a machine of the list has a UUID. The caller holds mu.
+func (r *Rack) own(id identity, name string) {
+	if id == (identity{}) {
+		return
+	}
+	if other, taken := r.owners[id]; taken && other != name {
+		name = ""
+	}
+	r.owners[id] = name
 }
 
 // learnUUID notes the UUID of a sighting, and tells whether that of a machine of the list turns out to be another's,
@@ -98,11 +104,17 @@ func (r *Rack) learnUUID(s *sighting, uuid string) (shared bool) {
 	if uuid == "" || uuid == s.UUID {
 		return false
 	}
+	before := s.id
 	s.UUID, s.id = uuid, identityOf(uuid)
-	if _, listed := r.names[s.MAC]; !listed {
+	name, listed := r.names[s.MAC]
+	switch {
+	case !listed || s.id == before:
 		return false
+	case before == (identity{}): // a thousand machines that boot for the first time
+		r.own(s.id, name)
+	default: // its board was replaced: somebody else's may have become the only one
+		r.identify()
 	}
-	r.identify()
 	owner, taken := r.owners[s.id]
 	return taken && owner == ""
 }

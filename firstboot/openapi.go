@@ -111,8 +111,7 @@ func schemaOf(t reflect.Type, schemas object) object {
 	case t == reflect.TypeFor[time.Time]():
 		return object{"type": "string", "format": "date-time"}
 	case t == reflect.TypeFor[api.Action]():
-		return object{"type": "string", "enum": []api.Action{api.Init, api.Join, api.JoinControlPlane, api.MintToken, api.DeleteToken,
-			api.UploadCerts, api.CheckNode, api.DeleteNode, api.VerifyCluster, api.Kubeconfig, api.Reset, api.Done}}
+		return object{"type": "string", "enum": api.Actions()}
 	}
 	switch t.Kind() {
 	case reflect.String:

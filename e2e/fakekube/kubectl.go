@@ -3,6 +3,7 @@ package fakekube
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"net/url"
 	"os"
 	"slices"
@@ -100,6 +101,9 @@ func (c *call) kubectl(s *State, words []string, flags map[string]string) (time.
 		return 0, nil
 	case strings.HasPrefix(line, "get node ") && flags["-o"] == "json":
 		return 0, c.getNode(s, words[2], flags["--ignore-not-found"] != "")
+	case line == "get nodes" && flags["-o"] == nodeColumns:
+		c.listNodes(s)
+		return 0, nil
 	case strings.HasPrefix(line, "get pod ") && flags["-o"] == "json" && flags["-n"] == "kube-system":
 		return 0, c.getPod(s, words[2])
 	case len(words) == 2 && words[0] == "get" && flags["-o"] == "name":
@@ -152,11 +156,7 @@ func (c *call) getNode(s *State, name string, ignore bool) error {
 	case !known:
 		return failf("Error from server (NotFound): nodes %q not found", name)
 	}
-	ready, reason := s.ready(name)
-	status := map[bool]string{true: "True", false: "False"}[ready]
-	if reason == "NodeStatusUnknown" {
-		status = "Unknown"
-	}
+	status, reason := s.condition(name)
 	labels := map[string]string{"kubernetes.io/hostname": name}
 	if n.ControlPlane {
 		labels["node-role.kubernetes.io/control-plane"] = ""
@@ -167,6 +167,35 @@ func (c *call) getNode(s *State, name string, ignore bool) error {
 			"addresses":  []map[string]string{{"type": "InternalIP", "address": n.IP}, {"type": "Hostname", "address": name}},
 			"conditions": []map[string]string{{"type": "Ready", "status": status, "reason": reason, "message": "as fakekube sees it"}},
 		}})
+}
+
+// nodeColumns is the one template that is understood. What is printed for it is what kubectl 1.28.2 prints: a field that is
+// missing is empty.
+const nodeColumns = `jsonpath={range .items[*]}{.metadata.name}{"\t"}{.status.conditions[?(@.type=="Ready")].status}{"\t"}` +
+	`{.status.conditions[?(@.type=="Ready")].lastTransitionTime}{"\t"}{.status.conditions[?(@.type=="Ready")].reason}{"\t"}` +
+	`{.status.addresses[?(@.type=="InternalIP")].address}{"\t"}{.spec.unschedulable}{"\n"}{end}`
+
+func (c *call) listNodes(s *State) {
+	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+		n, cordoned := s.Nodes[name], ""
+		if n.Unscheduled {
+			cordoned = "true"
+		}
+		status, reason := s.condition(name)
+		c.say("%s\t%s\t%s\t%s\t%s\t%s", name, status, n.Joined.UTC().Format(time.RFC3339), reason, n.IP, cordoned)
+	}
+}
+
+// condition is a node's condition Ready.
+func (s *State) condition(name string) (status, reason string) {
+	ready, reason := s.ready(name)
+	switch {
+	case ready:
+		return "True", reason
+	case reason == "NodeStatusUnknown":
+		return "Unknown", reason
+	}
+	return "False", reason
 }
 
 func (c *call) getPod(s *State, pod string) error {

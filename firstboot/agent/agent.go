@@ -175,7 +175,10 @@ func (a *agent) serve(ctx context.Context, w api.Work, resumed bool) (ended bool
 	if limit <= 0 {
 		limit = defaultSeconds * time.Second
 	}
-	log := a.Log.With("work", w.ID, "action", w.Action)
+	log, level := a.Log.With("work", w.ID, "action", w.Action), slog.LevelInfo
+	if looks(w.Action) { // every half a minute, for ever
+		level = slog.LevelDebug
+	}
 	if w.Action == api.Done {
 		return a.finish(ctx, w)
 	}
@@ -195,7 +198,7 @@ func (a *agent) serve(ctx context.Context, w api.Work, resumed bool) (ended bool
 	if limit <= 0 {
 		out.Error, out.Retryable = fmt.Sprintf("%s was interrupted, and its %d s are over", w.Action, w.Seconds), true
 	} else {
-		log.Info("working", "limit", limit)
+		log.Log(ctx, level, "working", "limit", limit)
 		bounded, cancel := context.WithTimeout(ctx, limit)
 		out = a.Machine.Do(bounded, w, func(text string, percent int) { a.events.tell(string(w.Action), text, percent) })
 		cancel()
@@ -204,7 +207,7 @@ func (a *agent) serve(ctx context.Context, w api.Work, resumed bool) (ended bool
 		}
 	}
 	if out.OK {
-		log.Info("done", "took", a.Now().Sub(begun).Round(time.Millisecond))
+		log.Log(ctx, level, "done", "took", a.Now().Sub(begun).Round(time.Millisecond))
 	} else {
 		log.Error("failed", "took", a.Now().Sub(begun).Round(time.Millisecond), "err", out.Error, "retryable", out.Retryable)
 	}
@@ -219,8 +222,11 @@ func (a *agent) serve(ctx context.Context, w api.Work, resumed bool) (ended bool
 // keeps tells whether an action changes something, so that it and its result must survive a restart. Asking can be
 // asked again, and a kubeconfig shall not lie about.
 func keeps(action api.Action) bool {
-	return action != api.CheckNode && action != api.Kubeconfig && action != api.Done
+	return !looks(action) && action != api.Kubeconfig && action != api.Done
 }
+
+// looks tells whether an action only looks at the cluster, as masters do again and again.
+func looks(action api.Action) bool { return action == api.CheckNode || action == api.ListNodes }
 
 // deliver sends a result until the appliance has it, or does not want it.
 func (a *agent) deliver(ctx context.Context, w api.Work, out Outcome) (bool, error) {

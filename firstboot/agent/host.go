@@ -72,6 +72,9 @@ func (h *Host) Do(ctx context.Context, w api.Work, tell func(text string, percen
 	}
 	h.clearRun()
 	output := h.redact(s.String())
+	if looks(w.Action) { // it says what it saw, or in a line why it saw nothing; logs of it would displace those of joins
+		output = ""
+	}
 	result.Output = tail(output, api.MaxOutput)
 	result.OK = err == nil
 	if err != nil {
@@ -125,6 +128,8 @@ func (j *job) do(ctx context.Context) (api.Result, error) {
 		return j.uploadCerts(ctx)
 	case api.CheckNode:
 		return j.checkNode(ctx)
+	case api.ListNodes:
+		return j.listNodes(ctx)
 	case api.DeleteNode:
 		return j.deleteNode(ctx)
 	case api.VerifyCluster:

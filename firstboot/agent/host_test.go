@@ -182,6 +182,7 @@ func TestClusterFromInitToDeleteNode(t *testing.T) {
 		c.ok(master, api.Work{Action: api.DeleteToken, TokenID: id})
 	}
 	require.Len(t, c.state().Members, 3)
+	require.Equal(t, []string{"kmaster True 10.10.10.80", "knode1 True 10.10.10.81", "knode2 True 10.10.10.82", "knode3 True 10.10.10.83"}, c.nodes(master))
 
 	// The first is lost: another one serves, and takes it out of the cluster.
 	require.NoError(t, c.file.Update(func(s *fakekube.State) error {
@@ -191,6 +192,11 @@ func TestClusterFromInitToDeleteNode(t *testing.T) {
 		return nil
 	}))
 	second := c.host("knode2")
+	out := c.do(master, api.Work{Action: api.ListNodes})
+	require.False(t, out.OK, "what no API server answers for is not known")
+	require.Contains(t, out.Error, "was refused")
+	require.Empty(t, out.Output+out.Log, "every half a minute")
+	require.Equal(t, "kmaster Unknown 10.10.10.80 NodeStatusUnknown", c.nodes(second)[0])
 	r = c.ok(second, api.Work{Action: api.CheckNode, Node: "kmaster", ControlPlane: true})
 	require.False(t, r.Ready)
 	c.ok(second, api.Work{Action: api.DeleteNode, Node: "kmaster", ControlPlane: true, IP: "10.10.10.80"})
@@ -201,6 +207,18 @@ func TestClusterFromInitToDeleteNode(t *testing.T) {
 	r = c.ok(second, api.Work{Action: api.Kubeconfig})
 	require.Contains(t, r.Kubeconfig, "k8s-api.lab:6443", "the cluster's endpoint, not this master's")
 	require.Empty(t, c.state().Violations)
+}
+
+// nodes is what a master says of all nodes.
+func (c *cluster) nodes(master *Host) (lines []string) {
+	r := c.ok(master, api.Work{Action: api.ListNodes})
+	require.False(c.t, r.Partial)
+	require.Empty(c.t, r.Output)
+	for _, n := range r.Nodes {
+		require.False(c.t, n.Since.IsZero(), n.Name)
+		lines = append(lines, strings.TrimSpace(fmt.Sprintf("%s %s %s %s", n.Name, n.Ready, n.Address, n.Reason)))
+	}
+	return lines
 }
 
 // A control plane whose power was cut before the last phase of its join serves and is no control plane to Kubernetes: the

@@ -84,6 +84,12 @@ type Event struct {
 	Text    string `json:"text"`
 }
 
+// Actions are all of them.
+func Actions() []Action {
+	return []Action{Init, Join, JoinControlPlane, MintToken, DeleteToken, UploadCerts, CheckNode, ListNodes, DeleteNode, VerifyCluster,
+		Kubeconfig, Reset, Done}
+}
+
 // PhaseMeanwhile is that of a machine that brings in images while it waits, see Waiting.Meanwhile.
 const PhaseMeanwhile = "meanwhile"
 
@@ -99,6 +105,7 @@ const (
 	DeleteToken      Action = "delete-token"       // masters
 	UploadCerts      Action = "upload-certs"       // masters: the control plane's certificates, under a fresh key
 	CheckNode        Action = "check-node"         // masters: is the node Ready, with its address?
+	ListNodes        Action = "list-nodes"         // masters: what Kubernetes says of every node now
 	DeleteNode       Action = "delete-node"        // masters: drain, delete, and remove its etcd member
 	VerifyCluster    Action = "verify-cluster"     // masters: the availability check
 	Kubeconfig       Action = "kubeconfig"         // masters: admin.conf
@@ -166,6 +173,18 @@ type Result struct {
 	Ready          bool     `json:"ready,omitempty"`           // check-node
 	Address        string   `json:"address,omitempty"`         // check-node: the node's InternalIP
 	Reason         string   `json:"reason,omitempty"`          // check-node: why it is not Ready
+	Nodes          []Node   `json:"nodes,omitempty"`           // list-nodes: as many as fit into MaxBody
+	Partial        bool     `json:"partial,omitempty"`         // list-nodes: there are more
 	Kubeconfig     string   `json:"kubeconfig,omitempty"`      // kubeconfig
 	Missing        []string `json:"missing,omitempty"`         // init, join…: images that kubeadm needs and that are not there
+}
+
+// Node is what Kubernetes says of one node: its condition Ready.
+type Node struct {
+	Name     string    `json:"name"`
+	Ready    string    `json:"ready"`              // True, False or Unknown; "": kubelet has not reported yet
+	Since    time.Time `json:"since,omitzero"`     // when that last changed, by the cluster's clocks
+	Reason   string    `json:"reason,omitempty"`   // why it is not: one word, such as NodeStatusUnknown
+	Address  string    `json:"address,omitempty"`  // the node's InternalIP
+	Cordoned bool      `json:"cordoned,omitempty"` // no pods are scheduled on it
 }

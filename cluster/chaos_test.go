@@ -58,6 +58,24 @@ func chaos(t *testing.T, seed uint64) {
 			require.NoError(t, r.start())
 		case once(80):
 			r.kube.Expire()
+		case once(40): // an operator holds one, or ends it; or gives one up, and takes it back
+			a := r.agents[dice.IntN(len(r.agents))]
+			var err error
+			switch st := r.state(a.Name); {
+			case once(2) && !r.record(a.Name).IsHeld():
+				_, err = r.c.Hold(context.Background(), a.Name, HoldOptions{}, func(string) {})
+			case r.record(a.Name).IsHeld():
+				_, err = r.c.Unhold(context.Background(), a.Name)
+			case st == lifecycle.Ready:
+				if _, err = r.rack.Fail(context.Background(), a.Name, "given up", false); err == nil {
+					_, err = r.c.Adopt(context.Background(), a.Name)
+				}
+			}
+			if errors.Is(err, errKilled) {
+				restart()
+			} else {
+				require.NoError(t, err)
+			}
 		case once(60): // an operator
 			a := r.agents[dice.IntN(len(r.agents))]
 			if st := r.state(a.Name); reinstalled < 2 && st == lifecycle.Ready && (r.cfg.Machines[0].Name != a.Name || len(r.c.mastersExcept(a.Name)) > 0) {
@@ -110,6 +128,14 @@ func chaos(t *testing.T, seed uint64) {
 	}
 	restart()
 	for _, a := range r.agents {
+		if f := r.record(a.Name).Failure; f != nil && f.Reason == "given up" { // the operator's wish reached the disk half
+			_, err := r.c.Adopt(context.Background(), a.Name)
+			require.NoError(t, err)
+		}
+		if r.record(a.Name).IsHeld() {
+			_, err := r.c.Unhold(context.Background(), a.Name)
+			require.NoError(t, err)
+		}
 		a.down = false
 		if st := r.state(a.Name); st == lifecycle.Armed || st == lifecycle.Installing { // the operator's wish reached the disk, the answer did not
 			r.kube.Lose(a.Name)

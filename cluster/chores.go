@@ -51,7 +51,7 @@ func (n need) urgency() int {
 		return 0
 	case api.CheckNode:
 		return 2
-	case api.DeleteToken:
+	case api.DeleteToken, api.ListNodes:
 		return 3
 	}
 	return 1

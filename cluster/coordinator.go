@@ -57,6 +57,8 @@ type Coordinator struct {
 	stalls  map[string]string        // what the operator was told that a machine waits for too long
 	tokens  map[string]secret        // by node; see secret
 	keys    map[string]secret        // certificate keys, by node
+	handed  map[string]handed        // what a machine is at
+	view    view                     // what Kubernetes said of all nodes last
 	chores  chores
 }
 
@@ -78,7 +80,7 @@ func New(o Options) *Coordinator {
 		o: o, started: o.Now(),
 		pollers: map[string]*poller{}, seen: map[string]time.Time{}, skews: map[string]time.Duration{},
 		reasons: map[string]string{}, stalls: map[string]string{}, tokens: map[string]secret{}, keys: map[string]secret{},
-		chores: newChores(),
+		handed: map[string]handed{}, chores: newChores(),
 	}
 }
 
@@ -107,6 +109,7 @@ func (c *Coordinator) Sweep(ctx context.Context) {
 	}
 	if !cluster.Initialised.IsZero() {
 		c.enlistStray(cluster)
+		c.enlistLook()
 	}
 	c.releaseTurn(ctx)
 	c.completeRack(ctx)
@@ -155,6 +158,9 @@ func (c *Coordinator) watch(m lifecycle.Member) {
 	case c.o.Now().Sub(later(rec.Since, c.started)) < patience:
 	case rec.State == lifecycle.Installed:
 		what = "its agent has not called home: does it boot its disk?"
+		if why := c.reason(rec.Name); rec.Awaited() && why != "" {
+			what = why + "; " + what
+		}
 	case rec.State == lifecycle.Firstboot || rec.State == lifecycle.Waiting:
 		if what = c.reason(rec.Name); !c.heard(rec.Name) || what == "" {
 			what = "its agent does not call any more"
@@ -228,9 +234,11 @@ func (c *Coordinator) releaseTurn(ctx context.Context) {
 	}
 }
 
-// completeRack says, once, that every machine of the list is ready.
+// completeRack says, once each time, that every machine of the list is ready. The time since the first power-on is that of
+// the first time; what is reinstalled later has its own.
 func (c *Coordinator) completeRack(ctx context.Context) {
 	var first, last time.Time
+	var latest lifecycle.Record
 	ready, all := 0, true
 	c.o.Rack.EachMember(func(_ *inventory.Machine, rec lifecycle.Record) bool {
 		if rec.State != lifecycle.Ready {
@@ -242,7 +250,7 @@ func (c *Coordinator) completeRack(ctx context.Context) {
 			first = rec.Begun
 		}
 		if rec.Since.After(last) {
-			last = rec.Since
+			last, latest = rec.Since, rec
 		}
 		return true
 	})
@@ -253,11 +261,19 @@ func (c *Coordinator) completeRack(ctx context.Context) {
 		if !cl.Complete.Before(last) {
 			return nil, nil
 		}
-		cl.Complete = last
 		text := fmt.Sprintf("the rack is complete: %d machines are Ready", ready)
-		if !first.IsZero() {
-			text += fmt.Sprintf(", %s after the first power-on", last.Sub(first).Round(time.Second))
+		if again := !cl.Complete.IsZero(); again {
+			text = fmt.Sprintf("the rack is complete again: %d machines are Ready", ready)
+			if !latest.Begun.IsZero() {
+				text += fmt.Sprintf(", %s %s after its power-on", latest.Name, last.Sub(latest.Begun).Round(time.Second))
+			}
+		} else {
+			cl.FirstComplete, cl.FirstPowerOn = last, first
+			if !first.IsZero() {
+				text += fmt.Sprintf(", %s after the first power-on", last.Sub(first).Round(time.Second))
+			}
 		}
+		cl.Complete = last
 		return &lifecycle.Event{Source: "cluster", Kind: "complete", Text: text}, nil
 	})
 	c.note(err, "completion of the rack")

@@ -108,6 +108,9 @@ func decide(s situation) step {
 func decideBefore(s situation) step {
 	rec, name := s.record, s.machine.Name
 	master := s.machine.Role == inventory.RoleControlPlane
+	if vouchedFor(s) { // before anything is done to a node that may be a good one
+		return wait(s, "a master looks whether the cluster has it as Ready", need{api.CheckNode, name})
+	}
 	if fault := preflight(s.machine, rec.Node); fault != "" {
 		return step{kind: stepFail, reason: fault}
 	}
@@ -116,7 +119,7 @@ func decideBefore(s situation) step {
 	}
 	if s.cluster.Initialised.IsZero() {
 		switch {
-		case !master && s.cluster.Holder == "" && s.first == "":
+		case s.cluster.Holder == "" && s.first == "":
 			return step{reason: "waits for a control plane: all of the list have failed or are held"}
 		case master && (s.cluster.Holder == name || s.cluster.Holder == "" && s.first == name):
 			return resetOr(rec, step{kind: stepInit})
@@ -166,6 +169,14 @@ func decideBefore(s situation) step {
 		return wait(s, what, needs...)
 	}
 	return step{kind: stepJoin}
+}
+
+// vouchedFor tells whether a machine was adopted, and may be a good node of the cluster although the appliance has not heard
+// so: its result was lost, or came after somebody had given up. One whose result was accepted has joined anyway.
+func vouchedFor(s situation) bool {
+	rec, n := s.record, s.record.Node
+	accepted := n.Member == rec.Attempt && joined(n.Done) && !n.Reset
+	return rec.State == lifecycle.Firstboot && n.Adopted && n.Member != 0 && !accepted && !s.cluster.Initialised.IsZero()
 }
 
 // wait is until masters have met the needs; if none can at the moment, that is the reason.

@@ -40,6 +40,7 @@ func (c *Coordinator) Exchange(ctx context.Context, name, secret string, ex api.
 		if ex.Facts.Joined && rec.State == lifecycle.Firstboot {
 			rec.Node.Reset = true
 		}
+		rec.Node.Adopted = rec.Node.Adopted && ex.Facts.Joined // no node can be on a disk that never joined
 	})
 	if err != nil {
 		return api.Credential{}, err

@@ -88,6 +88,9 @@ func (c *Coordinator) Reinstall(ctx context.Context, name string, o ReinstallOpt
 	if err != nil {
 		return lifecycle.Record{}, err
 	}
+	if err := m.Record.RefuseHeld(); err != nil { // before its node is drained
+		return m.Record, err
+	}
 	cl := c.o.Rack.Cluster()
 	isMaster := m.Machine.Role == inventory.RoleControlPlane
 	inCluster := !cl.Initialised.IsZero() && m.Record.Node.Member != 0
@@ -114,6 +117,7 @@ func (c *Coordinator) Reinstall(ctx context.Context, name string, o ReinstallOpt
 		}); err != nil {
 			return m.Record, err
 		}
+		c.nodeGone(name)
 		say(fmt.Sprintf("%s is out of the cluster", name))
 	case inCluster && !last:
 		say(fmt.Sprintf("%s is not taken out of the cluster now; a control plane does so before it joins again", name))
@@ -133,10 +137,18 @@ func (c *Coordinator) Reinstall(ctx context.Context, name string, o ReinstallOpt
 	return rec, nil
 }
 
-// Hold leaves a machine alone from now on. With release the init lock that it holds is given up: whoever says so
-// answers for it that the machine does not initialise the cluster after all.
+// HoldOptions are what an operator may say with a hold.
+type HoldOptions struct {
+	By          string `json:"by"`           // who
+	Reason      string `json:"reason"`       // why
+	ReleaseLock bool   `json:"release_lock"` // it holds the init lock, and is off
+}
+
+// Hold has a machine boot its disk from now on, and changes nothing else. With ReleaseLock the init lock that it holds is
+// given up: whoever says so answers for it that the machine does not initialise the cluster after all.
 // A holder that is in the list no more can be released too.
-func (c *Coordinator) Hold(ctx context.Context, name string, release bool, say func(string)) (lifecycle.Record, error) {
+func (c *Coordinator) Hold(ctx context.Context, name string, o HoldOptions, say func(string)) (lifecycle.Record, error) {
+	release := o.ReleaseLock
 	cl := c.o.Rack.Cluster()
 	m, err := c.o.Rack.Member(name)
 	var unlisted *lifecycle.UnknownMachineError
@@ -152,14 +164,21 @@ func (c *Coordinator) Hold(ctx context.Context, name string, release bool, say f
 	if release && (cl.Holder != name || !cl.Initialised.IsZero()) {
 		return m.Record, refuse("%s does not hold the init lock of a cluster that is not initialised yet", name)
 	}
-	rec, err := c.o.Rack.Hold(ctx, name) // before the lock: what it was handed must be refused by then
+	rec, err := c.o.Rack.Hold(ctx, name, shortLine(o.By), shortLine(o.Reason))
 	if err != nil {
 		return rec, err
 	}
 	if release {
-		// Should it come back, what its init left must go before it joins the other one's cluster.
+		// Before the lock: what it was handed must be refused by then. Should it come back, what its init left must go
+		// before it joins the other one's cluster.
 		rec, err = c.o.Rack.Advance(ctx, name, rec.Attempt, "", "", func(rec *lifecycle.Record) error {
 			rec.Node.Reset = true
+			switch {
+			case rec.State == lifecycle.Initialising:
+				return rec.MarkFailed("the init lock was taken from it by the operator while it was initialising", false)
+			case rec.State == lifecycle.Failed && rec.Failure != nil && rec.Failure.Phase == lifecycle.Initialising:
+				return rec.MarkFailed(rec.Failure.Reason, false)
+			}
 			return nil
 		})
 		if err != nil {
@@ -169,9 +188,40 @@ func (c *Coordinator) Hold(ctx context.Context, name string, release bool, say f
 			return rec, err
 		}
 	}
-	c.releaseTurn(ctx)
-	c.wakeAll()
+	c.wakeAll() // another one may be the first control plane now
 	return rec, nil
+}
+
+// Unhold ends a hold.
+func (c *Coordinator) Unhold(ctx context.Context, name string) (lifecycle.Record, error) {
+	rec, err := c.o.Rack.Unhold(ctx, name)
+	if err == nil {
+		c.wakeAll()
+	}
+	return rec, err
+}
+
+// Adopt takes a machine whose disk holds a good system as installed, and has a master look whether the cluster has it as
+// Ready.
+func (c *Coordinator) Adopt(ctx context.Context, name string) (lifecycle.Record, error) {
+	rec, err := c.o.Rack.Adopt(ctx, name)
+	if err != nil {
+		return rec, err
+	}
+	c.setReason(name, "")
+	if m, err := c.o.Rack.Member(name); err == nil {
+		c.enlist(c.o.Rack.Cluster(), m)
+	}
+	return rec, nil
+}
+
+// shortLine is what a person said, in a line that fits beside other text.
+func shortLine(text string) string {
+	const most = 100
+	if runes := []rune(oneLine(text)); len(runes) > most {
+		return string(runes[:most-1]) + "…"
+	}
+	return oneLine(text)
 }
 
 // releaseLock forgets the cluster, as an operator has decided: the machines that had joined it are failed.
@@ -191,8 +241,11 @@ func (c *Coordinator) releaseLock(ctx context.Context, m lifecycle.Member, say f
 			say(rec.Name + " belonged to the cluster, and has to be reinstalled")
 		}
 	}
+	c.mu.Lock()
+	c.view = view{} // of the cluster that is given up
+	c.mu.Unlock()
 	_, err := c.o.Rack.UpdateCluster(ctx, func(cl *lifecycle.Cluster) (*lifecycle.Event, error) {
-		*cl = lifecycle.Cluster{Revision: cl.Revision, Complete: cl.Complete}
+		*cl = lifecycle.Cluster{Revision: cl.Revision}
 		return &lifecycle.Event{MAC: m.Record.MAC, Machine: name, Attempt: m.Record.Attempt, Source: "operator", Kind: "lock", Level: lifecycle.Warn,
 			Text: "the operator released the init lock that " + name + " held"}, nil
 	})

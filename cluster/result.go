@@ -28,6 +28,7 @@ func (c *Coordinator) Result(ctx context.Context, name string, attempt int, id s
 	if m.Record.Attempt != attempt {
 		return lifecycle.ErrSuperseded
 	}
+	c.setHanded(name, handed{})
 	switch {
 	case id == "":
 		return ErrUnknownWork
@@ -197,6 +198,9 @@ func (c *Coordinator) choreResult(ctx context.Context, m lifecycle.Member, id st
 		return nil
 	}
 	c.mu.Unlock()
+	if ch.action == api.ListNodes {
+		return c.looked(m, ch, r)
+	}
 	if strings.HasPrefix(ch.node, strayPrefix) {
 		return c.strayGone(ctx, ch, r)
 	}
@@ -285,6 +289,8 @@ func verb(action api.Action) string {
 		return "upload the certificates"
 	case api.CheckNode:
 		return "look at the node"
+	case api.ListNodes:
+		return "list the nodes"
 	case api.DeleteNode:
 		return "delete its former self"
 	}
@@ -367,6 +373,7 @@ func (c *Coordinator) choreDone(ctx context.Context, master string, node lifecyc
 			}
 			return nil
 		})
+		c.nodeGone(name)
 		c.say(node.Record, lifecycle.Info, "deleted", "%s deleted its former self from the cluster", master)
 	}
 	if err != nil {
@@ -374,6 +381,32 @@ func (c *Coordinator) choreDone(ctx context.Context, master string, node lifecyc
 	}
 	c.finish(ch)
 	c.wake(name)
+	return nil
+}
+
+// notReady goes on after a look at a node that is not Ready. Of a machine that was adopted and whose agent calls, nothing
+// good is expected in the cluster any more: it joins anew. One whose agent is silent may be ready soon, or never: its disk
+// boots, or there is no node on it.
+func (c *Coordinator) notReady(ctx context.Context, node lifecycle.Member, ch *chore) error {
+	switch name := node.Machine.Name; node.Record.State {
+	case lifecycle.Firstboot:
+		_, err := c.o.Rack.Advance(ctx, name, node.Record.Attempt, "", "", func(rec *lifecycle.Record) error {
+			if rec.State == lifecycle.Firstboot {
+				rec.Node.Adopted = false
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		c.finish(ch)
+		c.wake(name)
+		return nil
+	case lifecycle.Installed:
+		c.putOff(ch, true) // ever longer, up to half a minute
+		return nil
+	}
+	c.putOff(ch, false)
 	return nil
 }
 
@@ -396,17 +429,14 @@ func (c *Coordinator) checked(ctx context.Context, master string, node lifecycle
 			c.setReason(name, reason)
 			c.say(node.Record, lifecycle.Info, "not-ready", "%s: %s", master, reason)
 		}
-		c.putOff(ch, false)
-		return nil
+		return c.notReady(ctx, node, ch)
 	}
-	rec, err := c.o.Rack.Advance(ctx, name, node.Record.Attempt, lifecycle.SeenReady, "seen by "+master, func(rec *lifecycle.Record) error {
-		rec.Node.Deadline = time.Time{}
-		return nil
-	})
+	rec, err := c.o.Rack.SeeReady(ctx, name, node.Record.Attempt, master)
 	if err != nil {
 		return err
 	}
 	c.finish(ch)
+	c.seenReady(name, r.Address)
 	c.setReason(name, "")
 	node.Record = rec
 	c.enlist(c.o.Rack.Cluster(), node) // its token

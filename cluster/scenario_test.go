@@ -59,7 +59,7 @@ func TestFirstControlPlaneOfTheListInitialises(t *testing.T) {
 	require.Equal(t, "waits for kmaster1, the first control plane of the list, to call home", r.c.Status().Waiting["kmaster2"])
 	require.Equal(t, lifecycle.Waiting, r.state("kmaster2"))
 
-	_, err := r.c.Hold(t.Context(), "kmaster1", false, func(string) {})
+	_, err := r.c.Hold(t.Context(), "kmaster1", HoldOptions{}, func(string) {})
 	require.NoError(t, err)
 	r.until("kmaster2 initialises in its place", r.ready("kmaster2", "kmaster3", "knode1"))
 	require.Equal(t, "kmaster2", r.rack.Cluster().Holder)
@@ -73,9 +73,9 @@ func TestOneInitOfTwoThatRace(t *testing.T) {
 		for _, a := range r.agents {
 			require.NoError(t, r.step(a)) // exchange
 		}
-		_, err := r.c.Hold(t.Context(), "kmaster1", false, func(string) {})
+		_, err := r.c.Hold(t.Context(), "kmaster1", HoldOptions{}, func(string) {})
 		require.NoError(t, err)
-		_, err = r.rack.Adopt(t.Context(), "kmaster1") // now either may be the first to be looked at
+		_, err = r.c.Unhold(t.Context(), "kmaster1") // now either may be the first to be looked at
 		require.NoError(t, err)
 		var inits sync.Map
 		var both sync.WaitGroup
@@ -154,7 +154,7 @@ func TestInitIsTriedThreeTimes(t *testing.T) {
 	r.kube.Inits = 0 // those that failed left nothing
 	*r.kube = *newKube()
 	r.relink()
-	_, err = r.c.Hold(t.Context(), "kmaster1", true, func(string) {})
+	_, err = r.c.Hold(t.Context(), "kmaster1", HoldOptions{ReleaseLock: true}, func(string) {})
 	require.NoError(t, err)
 	r.until("kmaster2 initialises", r.ready("kmaster2"))
 	require.Equal(t, "kmaster2", r.rack.Cluster().Holder)
@@ -162,7 +162,7 @@ func TestInitIsTriedThreeTimes(t *testing.T) {
 	// The former holder comes back, and joins; what its own init left goes first.
 	first = r.agent("kmaster1")
 	first.trace, first.Machine.Joined = nil, true
-	_, err = r.rack.Adopt(t.Context(), "kmaster1")
+	_, err = r.c.Adopt(t.Context(), "kmaster1")
 	require.NoError(t, err)
 	r.until("all are ready", r.ready())
 	require.Equal(t, []api.Action{api.Reset, api.JoinControlPlane}, first.trace[:2])
@@ -249,7 +249,7 @@ func TestJoinIsTriedThreeTimes(t *testing.T) {
 
 	// The operator has put it right, and wants it tried again without an installation.
 	r.agent("knode1").spoil = nil
-	_, err := r.rack.Adopt(t.Context(), "knode1")
+	_, err := r.c.Adopt(t.Context(), "knode1")
 	require.NoError(t, err)
 	r.until("ready", r.ready("knode1"))
 }
@@ -482,7 +482,7 @@ func TestReinstallOfTheOnlyControlPlane(t *testing.T) {
 func TestReinstallOfTheOnlyControlPlaneThatFailed(t *testing.T) {
 	r := newRack(t, 1, 0).all()
 	r.until("settled", r.settled)
-	_, err := r.c.Hold(t.Context(), "kmaster1", false, func(string) {})
+	_, err := r.rack.Fail(t.Context(), "kmaster1", "its disk is broken", false)
 	require.NoError(t, err)
 	_, err = r.c.Reinstall(t.Context(), "kmaster1", ReinstallOptions{Force: true}, func(string) {})
 	require.ErrorContains(t, err, "kmaster1 is the only control plane of the cluster")
@@ -507,10 +507,10 @@ func TestHolderThatIsNotListedAnyMore(t *testing.T) {
 		require.NoError(t, r.round())
 	}
 	require.Contains(t, r.c.Status().Waiting["kmaster2"], "is not in the list any more: `rackstrap hold kmaster1 --release-lock`")
-	_, err := r.c.Hold(t.Context(), "kmaster1", false, func(string) {})
+	_, err := r.c.Hold(t.Context(), "kmaster1", HoldOptions{}, func(string) {})
 	var unknown *lifecycle.UnknownMachineError
 	require.ErrorAs(t, err, &unknown)
-	_, err = r.c.Hold(t.Context(), "kmaster1", true, func(string) {})
+	_, err = r.c.Hold(t.Context(), "kmaster1", HoldOptions{ReleaseLock: true}, func(string) {})
 	require.NoError(t, err)
 	r.until("settled", r.settled)
 	require.Equal(t, "kmaster2", r.rack.Cluster().Holder)
@@ -796,7 +796,7 @@ func TestResultOfAFormerHolder(t *testing.T) {
 	r.until("init was done, and not reported yet", func() bool { return first.result != nil })
 	first.down = true
 	id, result := first.work.ID, *first.result
-	_, err := r.c.Hold(t.Context(), "kmaster1", true, func(string) {})
+	_, err := r.c.Hold(t.Context(), "kmaster1", HoldOptions{ReleaseLock: true}, func(string) {})
 	require.NoError(t, err)
 	r.until("init was handed to the other one", func() bool { return second.work != nil && second.work.Action == api.Init })
 	require.ErrorIs(t, r.c.Result(t.Context(), "kmaster1", first.attempt, id, result), ErrNotHolder)

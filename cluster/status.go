@@ -24,6 +24,12 @@ type Status struct {
 	Waiting     map[string]string `json:"waiting"` // by machine: what it waits for
 	Begun       time.Time         `json:"begun,omitzero"`
 	Complete    time.Time         `json:"complete,omitzero"` // when the last machine was ready; zero while one is not
+	Latest      string            `json:"latest,omitempty"`  // the machine that completed the rack
+	Nodes       Nodes             `json:"nodes"`             // what Kubernetes says now
+
+	// When the rack was complete for the first time, and the first power-on before it.
+	FirstComplete time.Time `json:"first_complete,omitzero"`
+	FirstPowerOn  time.Time `json:"first_power_on,omitzero"`
 }
 
 // Master is a control plane that may serve others.
@@ -40,8 +46,11 @@ func (c *Coordinator) Status() Status {
 		Name: cfg.Cluster.Name, Version: cfg.Cluster.KubernetesVersion, Endpoint: cfg.Cluster.ControlPlaneEndpoint,
 		Holder: cl.Holder, Locked: cl.Locked, Initialised: cl.Initialised, CAHash: cl.CAHash, Joining: cl.Joining,
 		Machines: len(cfg.Machines), Waiting: map[string]string{}, Masters: []Master{},
+		FirstComplete: cl.FirstComplete, FirstPowerOn: cl.FirstPowerOn,
 	}
 	members := c.o.Rack.Members("")
+	st.Nodes = c.nodesNow(members)
+	var latest time.Time
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, m := range members {
@@ -55,7 +64,10 @@ func (c *Coordinator) Status() Status {
 		switch rec.State {
 		case lifecycle.Ready:
 			st.Ready++
-		case lifecycle.Firstboot, lifecycle.Waiting, lifecycle.Joining, lifecycle.Joined, lifecycle.Initialising:
+			if rec.Since.After(latest) {
+				st.Latest, latest = rec.Name, rec.Since
+			}
+		case lifecycle.Installed, lifecycle.Firstboot, lifecycle.Waiting, lifecycle.Joining, lifecycle.Joined, lifecycle.Initialising:
 			why := c.reasons[rec.Name]
 			if waits := rec.State == lifecycle.Firstboot || rec.State == lifecycle.Waiting; waits && !c.heardLocked(rec.Name) {
 				why = "its agent does not call any more"
@@ -70,6 +82,8 @@ func (c *Coordinator) Status() Status {
 	}
 	if st.Ready == st.Machines && st.Machines > 0 {
 		st.Complete = cl.Complete
+	} else {
+		st.Latest = ""
 	}
 	return st
 }

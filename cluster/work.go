@@ -92,12 +92,18 @@ func (c *Coordinator) Work(ctx context.Context, q Question) (*api.Work, api.Wait
 		c.skews[q.Name] = q.Clock.Sub(c.o.Now())
 		c.mu.Unlock()
 	}
+	c.setHanded(q.Name, handed{}) // who asks has nothing to do
 	p := c.poll(q.Name)
 	defer c.unpoll(q.Name, p)
 	deadline := time.NewTimer(q.Wait)
 	defer deadline.Stop()
 	for {
 		work, waiting, soonest, err := c.next(ctx, q.Name, q.Attempt)
+		if work != nil {
+			c.setHanded(q.Name, handed{string(work.Action), c.o.Now(), work.Seconds})
+		} else if err == nil && q.Wait <= 0 && len(waiting.Meanwhile) > 0 {
+			c.setHanded(q.Name, handed{api.PhaseMeanwhile, c.o.Now(), meanwhileSeconds})
+		}
 		if work != nil || err != nil || q.Wait <= 0 {
 			return work, waiting, err
 		}
@@ -198,10 +204,11 @@ func (c *Coordinator) situation(m lifecycle.Member) situation {
 	return s
 }
 
-// firstControlPlane is whose turn it is to initialise: the first one of the list that has not failed and is not held.
+// firstControlPlane is whose turn it is to initialise: the first one of the list that has not failed and is not held. A held
+// one may never be installed.
 func (c *Coordinator) firstControlPlane() string {
 	for _, m := range c.o.Rack.Members(inventory.RoleControlPlane) {
-		if m.Record.State != lifecycle.Failed {
+		if m.Record.State != lifecycle.Failed && !m.Record.IsHeld() {
 			return m.Machine.Name
 		}
 	}
@@ -389,6 +396,9 @@ func (c *Coordinator) images(role inventory.Role) []api.Image {
 	}
 	return workerImages(c.o.Images())
 }
+
+// meanwhileSeconds is for how long an agent brings in images before it asks again.
+const meanwhileSeconds = 600
 
 // meanwhile is what a machine may bring in while it waits for its turn: minutes that its join need not take. Nothing once
 // a token is about to be made for it, for that does not keep.

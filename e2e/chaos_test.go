@@ -19,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"rackstrap/cluster"
 	"rackstrap/e2e/fakekube"
 	"rackstrap/firstboot/api"
 	"rackstrap/internal/testenv"
@@ -468,9 +469,30 @@ func TestAgentsBuildACluster(t *testing.T) {
 	require.NoError(t, err, kubeconfig)
 	require.True(t, slices.ContainsFunc(s.Secrets, func(secret string) bool { return strings.Contains(kubeconfig, secret) }), "it is a master's own")
 
+	// A held worker stays what it is. One that loses its power is not shown as Ready, and the record of it stays.
+	out, err := r.do("hold", "n5", "--reason", "its disk is swapped")
+	require.NoError(t, err, out)
+	table, err := r.do("status")
+	require.NoError(t, err, table)
+	require.Regexp(t, `n5 .* ready .* hold .*n5 is held by the operator \(.*its disk is swapped\)`, table)
+	out, err = r.do("reinstall", "n5")
+	require.Error(t, err)
+	require.Contains(t, out, "`rackstrap unhold n5` ends it")
+	out, err = r.do("unhold", "n5")
+	require.NoError(t, err, out)
+	r.power("n5", false)
+	r.awaitNode("n5", cluster.NodeNotReady)
+	table, err = r.do("status")
+	require.NoError(t, err, table)
+	require.Regexp(t, `n5 .* ready .* NotReady .* local-disk .*\(NodeStatusUnknown\)`, table)
+	require.Regexp(t, `Kubernetes: nodes: 4 Ready, 1 NotReady, as n[123] saw \d+s ago`, table)
+	t.Log("\n" + table)
+	r.power("n5", true)
+	r.awaitNode("n5", cluster.NodeReady)
+
 	// A master is installed anew: it is taken out of the cluster, its agent is told to end, and it comes back.
 	master := r.machines[2]
-	out, err := r.do("reinstall", master.name)
+	out, err = r.do("reinstall", master.name)
 	require.NoError(t, err, out)
 	s, err = r.kube.Read()
 	require.NoError(t, err)
@@ -491,6 +513,26 @@ func TestAgentsBuildACluster(t *testing.T) {
 	master.on()
 	r.awaitReady(5 * time.Minute)
 	checkNoSecret(t, r)
+}
+
+// power switches what the cluster sees of a machine.
+func (r *agentRack) power(name string, on bool) {
+	require.NoError(r.t, r.kube.Update(func(s *fakekube.State) error {
+		h := s.Hosts[name]
+		h.Down = !on
+		s.Hosts[name] = h
+		return nil
+	}))
+}
+
+// awaitNode waits until the status says so of a machine's node.
+func (r *agentRack) awaitNode(name string, want cluster.Condition) {
+	r.t.Helper()
+	require.Eventually(r.t, func() bool {
+		out, err := r.do("status", "-o", "json")
+		var st operator.Status
+		return err == nil && json.Unmarshal([]byte(out), &st) == nil && st.Cluster.Nodes.Of[name].Condition == want
+	}, 2*time.Minute, time.Second)
 }
 
 func (r *agentRack) events(name string) string {

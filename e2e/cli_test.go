@@ -38,6 +38,7 @@ func TestExitCodes(t *testing.T) {
 		{[]string{"status", "--nonsense"}, 2, []string{"unknown flag"}},
 		{[]string{"approve", "52:54:00:00:00:99"}, 2, []string{"--as NAME"}},
 		{[]string{"hold"}, 2, []string{"usage: rackstrap hold NAME"}},
+		{[]string{"unhold"}, 2, []string{"usage: rackstrap unhold NAME"}},
 		{[]string{"init", good}, 1, []string{"exist"}},
 		{[]string{"--config", filepath.Join(dir, "none.yaml"), "check"}, 2, []string{"none.yaml"}},
 		{[]string{"--config", faulty, "check"}, 2, []string{"interfase", "interface", "Knode1", "knode1", "subnet"}}, // all at once
@@ -82,9 +83,16 @@ func TestOperator(t *testing.T) {
 	require.Contains(t, do("hold", "m1"), "held")
 	require.Contains(t, do("status"), "held by the operator")
 	require.Contains(t, do("render", "ipxe", "m1"), "booting the local disk")
+	out, err := tryRackstrap(t, "--config", config, "reinstall", "m1")
+	require.Equal(t, 1, exitCode(t, err), out)
+	require.Contains(t, out, "`rackstrap unhold m1` ends it")
+	require.Contains(t, do("unhold", "m1"), "held no more")
+	out, err = tryRackstrap(t, "--config", config, "unhold", "m1")
+	require.Equal(t, 1, exitCode(t, err), out)
+	require.Contains(t, out, "m1 is not held by the operator: m1 is armed")
 	require.Contains(t, do("reinstall", "m1"), "attempt 2")
-	require.Contains(t, do("events", "m1"), "failed -> armed")
-	out, err := tryRackstrap(t, "--config", config, "release", "m1")
+	require.Contains(t, do("events", "m1"), "armed -> armed")
+	out, err = tryRackstrap(t, "--config", config, "release", "m1")
 	require.Equal(t, 1, exitCode(t, err), out)
 	require.Contains(t, out, "has its MAC from the list")
 

@@ -48,7 +48,7 @@ func TestKickstartGate(t *testing.T) {
 		{name: "a MAC that is not listed", path: "/ks/52-54-00-00-00-99", from: ipLeased, want: 403, reason: "not in the list"},
 		{name: "an installed machine", path: ksMaster, from: ipMaster, before: adopt, want: 403, reason: "kmaster is installed"},
 		{name: "a held machine", path: ksMaster, from: ipMaster, before: func(p *plane) {
-			_, err := p.rack.Hold(p.t.Context(), "kmaster")
+			_, err := p.rack.Hold(p.t.Context(), "kmaster", "", "")
 			require.NoError(p.t, err)
 		}, want: 403, reason: "held by the operator"},
 		{name: "no MAC", path: "/ks/kmaster", from: ipMaster, want: 404},

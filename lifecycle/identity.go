@@ -261,9 +261,14 @@ func (r *Rack) Cards(mac inventory.MAC) []inventory.MAC {
 }
 
 // lastBoot is when firmware last began a network boot by any card that the record's machine has by the list.
-func (r *Rack) lastBoot(rec Record) (last time.Time) {
+func (r *Rack) lastBoot(rec Record) time.Time {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
+	return r.lastBootSeen(rec)
+}
+
+// lastBootSeen is lastBoot for a caller who holds mu.
+func (r *Rack) lastBootSeen(rec Record) (last time.Time) {
 	cards := []inventory.MAC{rec.MAC}
 	if m, ok := r.config.ByName(rec.Name); ok && m.Has(rec.MAC) {
 		cards = m.Cards()
@@ -329,7 +334,7 @@ func (r *Rack) sameBoard(cfg *inventory.Config, m *inventory.Machine) (Record, b
 	}
 	for name := range names {
 		rec := r.records[name]
-		return rec, rec.State.pastInstall()
+		return rec, rec.State.PastInstall()
 	}
 	return Record{}, false
 }

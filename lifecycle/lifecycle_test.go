@@ -74,13 +74,13 @@ func boot(r *Rack, c *clock, mac inventory.MAC) {
 
 func TestTransitions(t *testing.T) {
 	states := []State{Discovered, Armed, Installing, Installed, Firstboot, Initialising, Waiting, Joining, Joined, Ready, Failed}
-	triggers := []Trigger{Arm, BeginInstall, ReportDone, CallHome, TakeInitLock, MustWait, BeginJoin, ReportJoined, SeenReady, Fail, Reinstall, Hold, Adopt}
+	triggers := []Trigger{Arm, BeginInstall, ReportDone, CallHome, TakeInitLock, MustWait, BeginJoin, ReportJoined, SeenReady, Fail, Reinstall, Adopt}
 	allowed := map[string]State{ // written out once more, on purpose
 		"discovered arm":      Armed,
 		"armed begin-install": Installing, "armed adopt": Installed,
 		"installing begin-install": Installing, "installing installed": Installed, "installing adopt": Installed, "installing call-home": Firstboot,
-		"installed installed": Installed, "installed call-home": Firstboot,
-		"firstboot call-home": Firstboot, "firstboot take-init-lock": Initialising, "firstboot must-wait": Waiting, "firstboot joined": Joined,
+		"installed installed": Installed, "installed call-home": Firstboot, "installed adopt": Installed, "installed ready": Ready,
+		"firstboot call-home": Firstboot, "firstboot take-init-lock": Initialising, "firstboot must-wait": Waiting, "firstboot joined": Joined, "firstboot ready": Ready,
 		"waiting call-home": Waiting, "waiting take-init-lock": Initialising, "waiting must-wait": Waiting, "waiting begin-join": Joining,
 		"initialising call-home": Initialising, "initialising take-init-lock": Initialising, "initialising joined": Joined,
 		"joining call-home": Joining, "joining must-wait": Waiting, "joining begin-join": Joining, "joining joined": Joined,
@@ -94,7 +94,7 @@ func TestTransitions(t *testing.T) {
 				want, ok := allowed[fmt.Sprintf("%s %s", from, trigger)]
 				if from != Discovered {
 					switch trigger {
-					case Fail, Hold:
+					case Fail:
 						want, ok = Failed, true
 					case Reinstall:
 						want, ok = Armed, true
@@ -223,14 +223,7 @@ func TestFailureThatCannotBeRetriedHoldsAtOnce(t *testing.T) {
 func TestOperator(t *testing.T) {
 	ctx := t.Context()
 	r, _ := newRack(t, NewMemoryStore(), config())
-	rec, err := r.Hold(ctx, "kmaster")
-	require.NoError(t, err)
-	require.Equal(t, Armed, rec.Failure.Phase)
-	require.Equal(t, ActionHold, r.Decide(macMaster).Action)
-	rec, err = r.Hold(ctx, "kmaster") // twice: the first phase is what is remembered
-	require.NoError(t, err)
-	require.Equal(t, Armed, rec.Failure.Phase)
-	_, err = r.Adopt(ctx, "kmaster")
+	_, err := r.Adopt(ctx, "kmaster")
 	require.NoError(t, err)
 	require.Equal(t, ActionLocalDisk, r.Decide(macMaster).Action)
 	_, err = r.Apply(ctx, "kmaster", BeginJoin, "")
@@ -239,9 +232,9 @@ func TestOperator(t *testing.T) {
 	require.Equal(t, "kmaster", te.Machine)
 
 	var unknown *UnknownMachineError
-	_, err = r.Hold(ctx, "nobody")
+	_, err = r.Hold(ctx, "nobody", "", "")
 	require.ErrorAs(t, err, &unknown)
-	_, err = r.Hold(ctx, "knode1")
+	_, err = r.Hold(ctx, "knode1", "", "")
 	require.ErrorIs(t, err, ErrNoHardware)
 }
 
@@ -543,11 +536,11 @@ func TestFollow(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	events := r.Follow(ctx)
 	r.Observe(Event{MAC: macMaster, Source: "tftp", Kind: "loader", Text: "one"})
-	_, err := r.Hold(t.Context(), "kmaster")
+	_, err := r.Hold(t.Context(), "kmaster", "", "")
 	require.NoError(t, err)
 	require.Equal(t, "one", (<-events).Text)
 	held := <-events
-	require.Equal(t, Alarm, held.Level)
+	require.Equal(t, []any{Warn, "operator", "hold"}, []any{held.Level, held.Source, held.Kind})
 	require.Contains(t, held.Text, "held by the operator")
 	cancel()
 	_, open := <-events

@@ -3,6 +3,7 @@ package lifecycle
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"rackstrap/inventory"
 )
@@ -14,7 +15,6 @@ func (rec Record) Public() Record {
 }
 
 // recovers tells whether good news of a machine that failed by a timeout can still be taken: it was slow, not wrong.
-// One that an operator holds stays held.
 func (rec Record) recovers(t Trigger) bool {
 	if rec.State != Failed || rec.Failure == nil || !rec.Failure.Retryable {
 		return false
@@ -30,9 +30,37 @@ func (rec Record) recovers(t Trigger) bool {
 	return false
 }
 
-// Awaited tells whether a machine that failed is still looked for in the cluster: it joined, was not seen ready in
-// time, and nobody holds it.
-func (rec Record) Awaited() bool { return rec.State == Joined || rec.recovers(SeenReady) }
+// Awaited tells whether a machine is looked for in the cluster, and becomes ready when it is seen there: it joined, also if
+// it was not seen in time; or it was adopted, and may be a node since long. The agent of such a worker has ended.
+func (rec Record) Awaited() bool {
+	switch rec.State {
+	case Joined:
+		return true
+	case Installed: // one that this attempt made a node of was adopted by a version that did not look
+		return rec.Node.Adopted || rec.Node.Member != 0 && rec.Node.Member == rec.Attempt
+	case Firstboot:
+		return rec.Node.Adopted
+	}
+	return rec.recovers(SeenReady)
+}
+
+// SeeReady notes that a master saw the node of a machine Ready, with its address of the list.
+func (r *Rack) SeeReady(ctx context.Context, name string, attempt int, master string) (Record, error) {
+	return r.update(ctx, name, "seen by "+master, func(rec *Record) error {
+		if attempt != rec.Attempt {
+			return ErrSuperseded
+		}
+		to, err := rec.next(SeenReady)
+		if err != nil {
+			return named(err, name)
+		}
+		if rec.State == Installed || rec.State == Firstboot { // a node since before it was adopted
+			rec.Begun, rec.Node.Member, rec.Node.Reset = time.Time{}, rec.Attempt, false
+		}
+		rec.State, rec.Node.Adopted, rec.Node.Deadline = to, false, time.Time{}
+		return nil
+	})
+}
 
 // Member is a machine of the list that has hardware, with its record.
 type Member struct {
@@ -149,6 +177,9 @@ func (rec *Record) next(t Trigger) (State, error) {
 	if rec.State == Failed && t != Adopt && everywhere[t] == "" && !rec.recovers(t) {
 		return Failed, &TransitionError{From: Failed, Trigger: t}
 	}
+	if t == SeenReady && rec.State != Ready && !rec.Awaited() {
+		return rec.State, &TransitionError{From: rec.State, Trigger: t}
+	}
 	return Next(rec.State, t)
 }
 
@@ -177,7 +208,7 @@ func (r *Rack) Advance(ctx context.Context, name string, attempt int, t Trigger,
 // MarkFailed notes in a change (see Advance) that the machine failed in its present state. Retryable: good news that
 // comes late can still be taken.
 func (rec *Record) MarkFailed(reason string, retryable bool) error {
-	return rec.fail(Fail, reason, retryable)
+	return rec.fail(reason, retryable)
 }
 
 // FailIn notes that the machine failed in a phase, if that is still the one it is in; else *TransitionError.
@@ -189,7 +220,7 @@ func (r *Rack) FailIn(ctx context.Context, name string, attempt int, phase State
 		if rec.State != phase {
 			return &TransitionError{Machine: name, From: rec.State, Trigger: Fail}
 		}
-		return rec.fail(Fail, reason, retryable)
+		return rec.fail(reason, retryable)
 	})
 }
 

@@ -111,10 +111,6 @@ func TestAdvance(t *testing.T) {
 	joined, err := r.Advance(t.Context(), name, rec.Attempt, ReportJoined, "late", nil)
 	require.NoError(t, err, "good news that comes late")
 	require.Equal(t, []any{Joined, (*Failure)(nil)}, []any{joined.State, joined.Failure})
-	_, err = r.Hold(t.Context(), name)
-	require.NoError(t, err)
-	_, err = r.Advance(t.Context(), name, rec.Attempt, SeenReady, "seen", nil)
-	require.ErrorAs(t, err, &refused, "what an operator holds stays held")
 }
 
 func TestBegunIsThePowerOnOfTheFirstInstallation(t *testing.T) {

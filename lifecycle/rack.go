@@ -77,7 +77,7 @@ func New(ctx context.Context, cfg *inventory.Config, o Options) (*Rack, error) {
 		return nil, fmt.Errorf("read records: %w", err)
 	}
 	for _, rec := range records {
-		r.records[rec.Name] = rec
+		r.records[rec.Name] = rec.understood()
 	}
 	seen, err := r.store.Sightings(ctx)
 	if err != nil {
@@ -175,7 +175,7 @@ func (r *Rack) adopt(cfg *inventory.Config, m *inventory.Machine) (c Change, nee
 	previous, moved := r.installedAs(cfg, m)
 	board, copied := r.sameBoard(cfg, m)
 	switch {
-	case known && (rec.State.pastInstall() || rec.State == Failed):
+	case known && (rec.State.PastInstall() || rec.State == Failed):
 		next.State, next.Since = Failed, r.now()
 		next.Failure = &Failure{Phase: rec.State, Reason: fmt.Sprintf(
 			"the list gives it the MAC %s, but the hardware known so far has %s: `rackstrap reinstall %s` installs the new one",
@@ -201,7 +201,7 @@ func (r *Rack) adopt(cfg *inventory.Config, m *inventory.Machine) (c Change, nee
 // installedAs finds the record of the same hardware under another name that the list no longer gives it.
 func (r *Rack) installedAs(cfg *inventory.Config, m *inventory.Machine) (Record, bool) {
 	for name, rec := range r.records {
-		if name == m.Name || !rec.fits(m) || !rec.State.pastInstall() {
+		if name == m.Name || !rec.fits(m) || !rec.State.PastInstall() {
 			continue
 		}
 		if now, listed := cfg.ByName(name); listed && now.MAC == m.MAC {
@@ -245,6 +245,11 @@ func (r *Rack) transitionEvent(from, to Record, why string) Event {
 	e := Event{Time: r.now(), MAC: to.MAC, Machine: to.Name, Attempt: to.Attempt,
 		Source: "lifecycle", Kind: string(to.State), Level: Info}
 	switch {
+	case from.State == to.State && from.Held != to.Held:
+		e.Source, e.Kind, e.Text = "operator", "unhold", to.Name+" is not held any more"
+		if to.IsHeld() {
+			e.Kind, e.Level, e.Text = "hold", Warn, to.heldText()
+		}
 	case to.State == Failed && to.Failure != nil:
 		e.Level = Alarm
 		e.Text = fmt.Sprintf("%s: %s", to.Failure.Phase, to.Failure.Reason)
@@ -365,10 +370,13 @@ func (r *Rack) decide(mac inventory.MAC, uuid string) Decision {
 		d.Action, d.Reason = ActionInstall, fmt.Sprintf("%s failed, installation %d of %d follows: %s", m.Name, rec.Tries+1, limit, rec.Failure.Reason)
 	case state == Failed:
 		d.Action, d.Reason = ActionHold, fmt.Sprintf("%s failed: %s", m.Name, rec.Failure.Reason)
-	case state.pastInstall():
+	case state.PastInstall():
 		d.Action, d.Reason = ActionLocalDisk, fmt.Sprintf("%s is %s", m.Name, state)
 	default:
 		d.Action, d.Reason = ActionHold, fmt.Sprintf("%s is in no state that boots (%q)", m.Name, state)
+	}
+	if rec.IsHeld() {
+		d.Action, d.Reason = ActionHold, fmt.Sprintf("%s (%s)", rec.heldText(), d.Reason)
 	}
 	return d
 }
@@ -413,7 +421,8 @@ func (r *Rack) Machines() []Status {
 			}
 			st.Record, st.State = rec, rec.State
 			st.Record = st.Record.Public()
-			if p, ok := r.progress(rec); ok {
+			// A network boot ends whatever the machine was at.
+			if p, ok := r.progress(rec); ok && !r.lastBootSeen(rec).After(p.At) {
 				st.Progress = &p
 			}
 		}

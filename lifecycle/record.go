@@ -14,6 +14,14 @@ type Failure struct {
 	Retryable bool   `json:"retryable"` // another installation may be tried
 }
 
+// Held is the operator's wish that a machine boots its disk, whatever its state would have it boot. It stands beside the
+// state and changes nothing else.
+type Held struct {
+	Since  time.Time `json:"since"`            // zero: not held
+	By     string    `json:"by,omitempty"`     // who asked for it; "": not known
+	Reason string    `json:"reason,omitempty"` // one line for people
+}
+
 // Record is the persistent state of one machine of the list, keyed by its name.
 type Record struct {
 	Name       string        `json:"name"`
@@ -28,6 +36,7 @@ type Record struct {
 	Begun      time.Time     `json:"begun,omitzero"`        // power-on of the first installation since it was last armed
 	Node       Node          `json:"node,omitzero"`         // its way into the cluster
 	Failure    *Failure      `json:"failure,omitempty"`     // set while State is Failed
+	Held       Held          `json:"held,omitzero"`         // by the operator
 	Revision   uint64        `json:"revision"`              // of the store; compare-and-swap
 }
 
@@ -48,6 +57,7 @@ type Node struct {
 	Deadline       time.Time `json:"deadline,omitzero"`         // of what it is waited for in its state
 	Member         int       `json:"member,omitempty"`          // attempt that may be a node of the cluster; 0: none
 	TokenID        string    `json:"token_id,omitempty"`        // public half of a bootstrap token that may exist for it
+	Adopted        bool      `json:"adopted,omitempty"`         // a master has to look whether the cluster has it as Ready
 }
 
 // Skew is by how much a machine's clock is ahead of the appliance's; negative: behind.
@@ -67,6 +77,11 @@ type Cluster struct {
 	Stray       string    `json:"stray,omitempty"`    // ids of tokens that nobody waits for, to be deleted; with blanks between
 	Complete    time.Time `json:"complete,omitzero"`  // when every machine of the list was last seen ready
 	Revision    uint64    `json:"revision"`
+
+	// Of the first time that every machine of the list was ready: when that was, and the first power-on before it. What is
+	// reinstalled later does not change them.
+	FirstComplete time.Time `json:"first_complete,omitzero"`
+	FirstPowerOn  time.Time `json:"first_power_on,omitzero"`
 }
 
 // Level says how much an event matters.

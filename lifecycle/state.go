@@ -37,7 +37,6 @@ const (
 	Fail         Trigger = "fail"
 	Reinstall    Trigger = "reinstall" // the operator wants it installed anew
 	Adopt        Trigger = "adopt"     // the operator says that its disk holds a good system already
-	Hold         Trigger = "hold"      // the operator wants it left alone
 )
 
 // TransitionError is a trigger that the state does not allow; the APIs answer it with 409.
@@ -51,14 +50,15 @@ func (e *TransitionError) Error() string {
 	return fmt.Sprintf("%s: %s is not possible while %s", e.Machine, e.Trigger, e.From)
 }
 
-// transitions is the whole state machine. What stands here is allowed, nothing else; fail, reinstall and
-// hold are possible from every state that belongs to a machine of the list (everywhere).
+// transitions is the whole state machine. What stands here is allowed, nothing else; fail and
+// reinstall are possible from every state that belongs to a machine of the list (everywhere).
 var transitions = map[State]map[Trigger]State{
-	Discovered:   {Arm: Armed},
-	Armed:        {BeginInstall: Installing, Adopt: Installed},
-	Installing:   {BeginInstall: Installing, ReportDone: Installed, Adopt: Installed, CallHome: Firstboot},   // again: a power cut, a new attempt
-	Installed:    {ReportDone: Installed, CallHome: Firstboot},                                               // again: the answer was lost
-	Firstboot:    {CallHome: Firstboot, TakeInitLock: Initialising, MustWait: Waiting, ReportJoined: Joined}, // adopted after it had joined
+	Discovered: {Arm: Armed},
+	Armed:      {BeginInstall: Installing, Adopt: Installed},
+	Installing: {BeginInstall: Installing, ReportDone: Installed, Adopt: Installed, CallHome: Firstboot}, // again: a power cut, a new attempt
+	// ReportDone again: the answer was lost. Ready without having joined: adopted, see Record.Awaited.
+	Installed:    {ReportDone: Installed, CallHome: Firstboot, Adopt: Installed, SeenReady: Ready},
+	Firstboot:    {CallHome: Firstboot, TakeInitLock: Initialising, MustWait: Waiting, ReportJoined: Joined, SeenReady: Ready},
 	Waiting:      {CallHome: Waiting, TakeInitLock: Initialising, MustWait: Waiting, BeginJoin: Joining},
 	Initialising: {CallHome: Initialising, TakeInitLock: Initialising, ReportJoined: Joined},
 	Joining:      {CallHome: Joining, MustWait: Waiting, BeginJoin: Joining, ReportJoined: Joined},
@@ -68,7 +68,7 @@ var transitions = map[State]map[Trigger]State{
 	Failed: {Adopt: Installed, BeginInstall: Installing, ReportDone: Installed, CallHome: Firstboot, ReportJoined: Joined, SeenReady: Ready},
 }
 
-var everywhere = map[Trigger]State{Fail: Failed, Reinstall: Armed, Hold: Failed}
+var everywhere = map[Trigger]State{Fail: Failed, Reinstall: Armed}
 
 // Next is the state that a trigger leads to, or a *TransitionError.
 func Next(from State, t Trigger) (State, error) {
@@ -81,8 +81,8 @@ func Next(from State, t Trigger) (State, error) {
 	return from, &TransitionError{From: from, Trigger: t}
 }
 
-// pastInstall tells whether a machine in this state has a system of ours on its disk.
-func (s State) pastInstall() bool {
+// PastInstall tells whether a machine in this state has a system of ours on its disk.
+func (s State) PastInstall() bool {
 	switch s {
 	case Installed, Firstboot, Initialising, Waiting, Joining, Joined, Ready:
 		return true

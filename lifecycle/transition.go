@@ -34,7 +34,7 @@ func (r *Rack) Apply(ctx context.Context, name string, t Trigger, why string) (R
 
 // Fail notes that the machine's current phase failed.
 func (r *Rack) Fail(ctx context.Context, name, reason string, retryable bool) (Record, error) {
-	return r.update(ctx, name, "failed", func(rec *Record) error { return rec.fail(Fail, reason, retryable) })
+	return r.update(ctx, name, "failed", func(rec *Record) error { return rec.fail(reason, retryable) })
 }
 
 // FailInstall notes that the installation of a machine failed, as itself reports it; another one may be tried.
@@ -47,24 +47,21 @@ func (r *Rack) FailInstall(ctx context.Context, name, reason string) (Record, er
 		if rec.State != Installing {
 			return &TransitionError{Machine: name, From: rec.State, Trigger: Fail}
 		}
-		return rec.fail(Fail, reason, true)
+		return rec.fail(reason, true)
 	})
 }
 
-// Adopt takes a machine whose disk holds a good system already as installed: it is not wiped.
+// Adopt takes a machine whose disk holds a good system already as installed: it is not wiped. Should the cluster have it
+// as Ready, a master finds that out.
 func (r *Rack) Adopt(ctx context.Context, name string) (Record, error) {
-	return r.Apply(ctx, name, Adopt, "operator: adopt")
-}
-
-// Hold leaves a machine alone from now on: it boots its disk until the operator reinstalls it.
-func (r *Rack) Hold(ctx context.Context, name string) (Record, error) {
-	return r.update(ctx, name, "operator", func(rec *Record) error {
-		return rec.fail(Hold, fmt.Sprintf("held by the operator; `rackstrap reinstall %s` arms it again", rec.Name), false)
+	return r.Advance(ctx, name, 0, Adopt, "operator: adopt", func(rec *Record) error {
+		rec.Node.Adopted = true
+		return nil
 	})
 }
 
-func (rec *Record) fail(t Trigger, reason string, retryable bool) error {
-	to, err := Next(rec.State, t)
+func (rec *Record) fail(reason string, retryable bool) error {
+	to, err := Next(rec.State, Fail)
 	if err != nil {
 		return named(err, rec.Name)
 	}
@@ -86,6 +83,9 @@ func (r *Rack) Reinstall(ctx context.Context, name string) (Record, error) {
 		return Record{}, &UnknownMachineError{Name: name}
 	}
 	return r.update(ctx, name, "operator: reinstall", func(rec *Record) error {
+		if err := rec.RefuseHeld(); err != nil {
+			return err
+		}
 		to, err := Next(rec.State, Reinstall)
 		if err != nil {
 			return named(err, rec.Name)

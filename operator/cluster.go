@@ -20,7 +20,11 @@ import (
 type Cluster interface {
 	Status() cluster.Status
 	Reinstall(ctx context.Context, name string, o cluster.ReinstallOptions, say func(string)) (lifecycle.Record, error)
-	Hold(ctx context.Context, name string, release bool, say func(string)) (lifecycle.Record, error)
+	Hold(ctx context.Context, name string, o cluster.HoldOptions, say func(string)) (lifecycle.Record, error)
+	Unhold(ctx context.Context, name string) (lifecycle.Record, error)
+	Adopt(ctx context.Context, name string) (lifecycle.Record, error)
+	// Current tells whether what an agent reported is still so.
+	Current(name string, p lifecycle.Progress) bool
 	Kubeconfig(ctx context.Context) (string, error)
 	Verify(ctx context.Context, say func(string)) error
 }
@@ -71,12 +75,12 @@ func (s *Server) reinstall(c echo.Context) error {
 }
 
 func (s *Server) hold(c echo.Context) error {
-	var o cluster.ReinstallOptions
+	var o cluster.HoldOptions
 	if err := c.Bind(&o); err != nil {
 		return err
 	}
 	return telling(c, func(ctx context.Context, say func(string)) (*lifecycle.Record, error) {
-		rec, err := s.o.Cluster.Hold(ctx, c.Param("name"), o.ReleaseLock, say)
+		rec, err := s.o.Cluster.Hold(ctx, c.Param("name"), o, say)
 		rec = rec.Public()
 		return &rec, err
 	})
@@ -103,9 +107,15 @@ func (c *Client) Reinstall(ctx context.Context, name string, o cluster.Reinstall
 	return c.told(ctx, "/api/v1/machines/"+url.PathEscape(name)+"/reinstall", o, say)
 }
 
-// Hold leaves a machine alone; with release it gives up the init lock.
-func (c *Client) Hold(ctx context.Context, name string, release bool, say func(string)) (lifecycle.Record, error) {
-	return c.told(ctx, "/api/v1/machines/"+url.PathEscape(name)+"/hold", cluster.ReinstallOptions{ReleaseLock: release}, say)
+// Hold has a machine boot its disk until Unhold, and may give up the init lock that it holds.
+func (c *Client) Hold(ctx context.Context, name string, o cluster.HoldOptions, say func(string)) (lifecycle.Record, error) {
+	return c.told(ctx, "/api/v1/machines/"+url.PathEscape(name)+"/hold", o, say)
+}
+
+// Unhold ends the hold of a machine.
+func (c *Client) Unhold(ctx context.Context, name string) (lifecycle.Record, error) {
+	var rec lifecycle.Record
+	return rec, c.call(ctx, http.MethodPost, "/api/v1/machines/"+url.PathEscape(name)+"/unhold", nil, &rec)
 }
 
 // Kubeconfig is the cluster's admin.conf, fetched from a control plane.

@@ -21,6 +21,7 @@ type told struct {
 	err  error
 	said []string
 	got  cluster.ReinstallOptions
+	held cluster.HoldOptions
 }
 
 func (f *told) Status() cluster.Status { return cluster.Status{Name: "lab", Holder: "kmaster"} }
@@ -33,9 +34,20 @@ func (f *told) Reinstall(_ context.Context, name string, o cluster.ReinstallOpti
 	return lifecycle.Record{Name: name, Attempt: 2, SecretHash: "hash", Node: lifecycle.Node{CredentialHash: "hash"}}, f.err
 }
 
-func (f *told) Hold(ctx context.Context, name string, release bool, say func(string)) (lifecycle.Record, error) {
-	return f.Reinstall(ctx, name, cluster.ReinstallOptions{ReleaseLock: release}, say)
+func (f *told) Hold(ctx context.Context, name string, o cluster.HoldOptions, say func(string)) (lifecycle.Record, error) {
+	f.held = o
+	return f.Reinstall(ctx, name, cluster.ReinstallOptions{}, say)
 }
+
+func (f *told) Unhold(ctx context.Context, name string) (lifecycle.Record, error) {
+	return f.Reinstall(ctx, name, cluster.ReinstallOptions{}, func(string) {})
+}
+
+func (f *told) Adopt(ctx context.Context, name string) (lifecycle.Record, error) {
+	return f.Unhold(ctx, name)
+}
+
+func (f *told) Current(_ string, p lifecycle.Progress) bool { return p.Phase != "over" }
 
 func (f *told) Kubeconfig(context.Context) (string, error) { return "apiVersion: v1\n", f.err }
 
@@ -113,9 +125,13 @@ func TestCommandsThatTell(t *testing.T) {
 	require.Equal(t, f.said, heard)
 	require.Equal(t, cluster.ReinstallOptions{Force: true}, f.got)
 
-	_, err = c.Hold(t.Context(), "kmaster", true, hear)
+	wish := cluster.HoldOptions{By: "ann", Reason: "its disk is swapped", ReleaseLock: true}
+	_, err = c.Hold(t.Context(), "kmaster", wish, hear)
 	require.NoError(t, err)
-	require.True(t, f.got.ReleaseLock)
+	require.Equal(t, wish, f.held)
+	rec, err = c.Unhold(t.Context(), "kmaster")
+	require.NoError(t, err)
+	require.Equal(t, lifecycle.Record{Name: "kmaster", Attempt: 2}, rec, "without hashes")
 
 	heard = nil
 	f.err = fmt.Errorf("knode1 is not reinstalled: %w", errors.New("no answer"))
@@ -129,6 +145,9 @@ func TestCommandsThatTell(t *testing.T) {
 	require.EqualError(t, err, "it is the only control plane", "an error before the first line")
 	_, err = c.Kubeconfig(t.Context())
 	require.EqualError(t, err, "it is the only control plane")
+	f.err = &lifecycle.HeldError{Reason: "kmaster is not held"}
+	_, err = c.Unhold(t.Context(), "kmaster")
+	require.EqualError(t, err, "kmaster is not held")
 }
 
 func TestKubeconfigStatusAndRenderings(t *testing.T) {

@@ -96,7 +96,8 @@ func (s *Server) routes() {
 	api.POST("/cluster/verify", s.verify)
 	api.POST("/machines/:name/reinstall", s.reinstall)
 	api.POST("/machines/:name/hold", s.hold)
-	api.POST("/machines/:name/adopt", s.change(s.o.Rack.Adopt))
+	api.POST("/machines/:name/adopt", s.change(s.o.Cluster.Adopt))
+	api.POST("/machines/:name/unhold", s.change(s.o.Cluster.Unhold))
 	api.POST("/machines/:name/release", s.release)
 }
 
@@ -104,6 +105,11 @@ func (s *Server) status(c echo.Context) error {
 	st := s.o.Status()
 	st.Now, st.Cluster = s.o.Now(), s.o.Cluster.Status()
 	st.Machines, st.Leases, st.Dropped = s.o.Rack.Machines(), s.o.Rack.Leases(), s.o.Rack.Dropped()
+	for i := range st.Machines {
+		if m := &st.Machines[i]; m.Progress != nil && !s.o.Cluster.Current(m.Name, *m.Progress) {
+			m.Progress = nil
+		}
+	}
 	return c.JSON(http.StatusOK, st)
 }
 
@@ -276,11 +282,12 @@ func (s *Server) fault(err error, c echo.Context) {
 		bind       *lifecycle.BindError
 		card       *lifecycle.FurtherCardError
 		refused    *cluster.RefusedError
+		held       *lifecycle.HeldError
 		asHTTP     *echo.HTTPError
 	)
 	switch {
 	case errors.As(err, &transition), errors.As(err, &bind), errors.As(err, &card), errors.Is(err, lifecycle.ErrConflict),
-		errors.Is(err, lifecycle.ErrNoHardware), errors.As(err, &refused):
+		errors.Is(err, lifecycle.ErrNoHardware), errors.As(err, &refused), errors.As(err, &held):
 		status = http.StatusConflict
 	case errors.As(err, &unknown):
 		status = http.StatusNotFound

@@ -59,7 +59,8 @@ func TestRecords(t *testing.T) {
 			Name: "knode1", MAC: hostA, Enrolled: true, State: lifecycle.Failed, Attempt: 2, Tries: 3,
 			SecretHash: "ab12", Since: noon, Begun: noon,
 			Node: lifecycle.Node{CredentialHash: "cd34", CredentialUsed: true, CPUs: 2, MemoryMiB: 4096, Skew: time.Second,
-				Work: "join-1", Done: "reset-1", Serial: 2, Tries: 1, TokenRefused: 1, Reset: true, Deadline: noon, Member: 2, TokenID: "abcdef"},
+				Work: "join-1", Done: "reset-1", Serial: 2, Tries: 1, TokenRefused: 1, Reset: true, Deadline: noon, Member: 2, TokenID: "abcdef", Adopted: true},
+			Held:    lifecycle.Held{Since: noon, By: "ann", Reason: "its disk is swapped"},
 			Failure: &lifecycle.Failure{Phase: lifecycle.Installing, Reason: "disk is gone", Retryable: true},
 		}
 		first, err := s.Commit(ctx, rec, event(hostA, "armed"))
@@ -105,7 +106,8 @@ func TestCluster(t *testing.T) {
 		require.ErrorIs(t, err, lifecycle.ErrConflict, "the lock is taken once")
 
 		full := lifecycle.Cluster{Holder: "kmaster", Attempt: 2, Locked: noon, Initialised: noon, CA: "pem", CAHash: "sha256:ab",
-			Endpoint: "k8s-api.lab:6443", Joining: "kmaster2", Stray: "abcdef", Complete: noon, Revision: first.Revision}
+			Endpoint: "k8s-api.lab:6443", Joining: "kmaster2", Stray: "abcdef", Complete: noon, Revision: first.Revision,
+			FirstComplete: noon, FirstPowerOn: noon}
 		second, err := s.CommitCluster(ctx, full)
 		require.NoError(t, err)
 		_, err = s.CommitCluster(ctx, first)

@@ -31,9 +31,9 @@ import (
 )
 
 // Version is the schema version that this package writes, and the newest that it reads. Version 1 knew no cluster: what
-// wrote it would drop what a record remembers of its node, so it must not open this one. Its databases are taken over as
-// they are.
-const Version = 2
+// wrote it would drop what a record remembers of its node, so it must not open this one. Version 2 knew no Record.Held:
+// what wrote it would install a machine that is held. Databases of both are taken over as they are.
+const Version = 3
 
 // ErrClosed is a call on a store after Close.
 var ErrClosed = errors.New("store is closed")

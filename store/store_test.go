@@ -155,7 +155,7 @@ func TestOlderVersionIsTakenOver(t *testing.T) {
 	require.Zero(t, none)
 	require.NoError(t, s.Close())
 	rewrite(t, path, func(tx *bolt.Tx) error {
-		require.Equal(t, "2", string(tx.Bucket(bucketMeta).Get(keyVersion)), "an older rackstrap leaves it alone from now on")
+		require.Equal(t, "3", string(tx.Bucket(bucketMeta).Get(keyVersion)), "an older rackstrap leaves it alone from now on")
 		return nil
 	})
 }

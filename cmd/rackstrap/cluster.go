@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"os"
 
 	"github.com/spf13/cobra"
 
@@ -52,21 +54,36 @@ func (a *app) reinstallCommand() *cobra.Command {
 }
 
 func (a *app) holdCommand() *cobra.Command {
-	release := false
-	cmd := a.machineCommand("hold NAME", "Leave a machine alone: it boots its disk until it is reinstalled", "held: it boots its disk",
+	var o cluster.HoldOptions
+	cmd := a.machineCommand("hold NAME", "Have a machine boot its disk, until unhold", "held: it boots its disk",
 		func(ctx context.Context, cmd *cobra.Command, name string) (lifecycle.Record, error) {
 			client, err := a.client()
 			if err != nil {
 				return lifecycle.Record{}, err
 			}
-			return client.Hold(ctx, name, release, saying(cmd))
+			o.By = cmp.Or(os.Getenv("SUDO_USER"), os.Getenv("USER"))
+			return client.Hold(ctx, name, o, saying(cmd))
 		})
-	cmd.Flags().BoolVar(&release, "release-lock", false, "it holds the init lock, and is off: another control plane may initialise the cluster")
+	cmd.Long = "Have a machine boot its disk from now on, whatever its state: it is neither installed nor reinstalled until\n" +
+		"`rackstrap unhold NAME`. Nothing else changes: it keeps its state, and its agent goes on with what it is at."
+	cmd.Flags().StringVar(&o.Reason, "reason", "", "`TEXT` that is shown with it")
+	cmd.Flags().BoolVar(&o.ReleaseLock, "release-lock", false, "it holds the init lock, and is off: another control plane may initialise the cluster")
 	return cmd
 }
 
+func (a *app) unholdCommand() *cobra.Command {
+	return a.machineCommand("unhold NAME", "End the hold of a machine: it boots what its state has it boot", "held no more",
+		func(ctx context.Context, _ *cobra.Command, name string) (lifecycle.Record, error) {
+			client, err := a.client()
+			if err != nil {
+				return lifecycle.Record{}, err
+			}
+			return client.Unhold(ctx, name)
+		})
+}
+
 func (a *app) adoptCommand() *cobra.Command {
-	return a.machineCommand("adopt NAME", "Take a machine whose disk holds a good system as installed", "installed: it boots its disk",
+	return a.machineCommand("adopt NAME", "Take a machine whose disk holds a good system as installed; one that is a Ready node becomes ready", "installed: it boots its disk",
 		func(ctx context.Context, _ *cobra.Command, name string) (lifecycle.Record, error) {
 			client, err := a.client()
 			if err != nil {

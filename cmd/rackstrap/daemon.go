@@ -161,6 +161,7 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 
 	d.cluster = cluster.New(cluster.Options{Rack: d.rack, Log: d.log, Now: time.Now, Images: d.nearImages})
 	d.add("cluster", "", nil, d.cluster.Run)
+	metrics.MustRegister(d.cluster)
 	nodes, err := firstboot.Listen(firstboot.Options{Rack: d.rack, Cluster: d.cluster, Authority: authority, Log: d.log, Now: time.Now,
 		Metrics: metrics, LogDir: filepath.Join(cfg.Server.DataDir, "logs"), Address: cfg.Server.Address, Port: cfg.Server.HTTPSPort})
 	if err != nil {

@@ -66,6 +66,7 @@ func rootCommand() *cobra.Command {
 		app.approveCommand(),
 		app.reinstallCommand(),
 		app.holdCommand(),
+		app.unholdCommand(),
 		app.adoptCommand(),
 		app.releaseCommand(),
 		app.renderCommand(),

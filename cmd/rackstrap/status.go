@@ -6,6 +6,7 @@ import (
 	"strings"
 	"text/tabwriter"
 
+	"rackstrap/cluster"
 	"rackstrap/lifecycle"
 	"rackstrap/operator"
 )
@@ -50,20 +51,104 @@ func clusterLines(st operator.Status) []string {
 		lines = append(lines, fmt.Sprintf("%s joins the control plane; others wait for their turn", c.Joining))
 	}
 	if !c.Complete.IsZero() {
-		text := fmt.Sprintf("complete: all %d machines are Ready", c.Machines)
-		if !c.Begun.IsZero() {
-			text += fmt.Sprintf(", %s after the first power-on", age(c.Complete, c.Begun))
-		}
-		lines = append(lines, text)
+		lines = append(lines, completeLine(st))
+	}
+	if c.Ready > 0 {
+		lines = append(lines, nodesLine(st))
 	}
 	return lines
+}
+
+// completeLine says how long the rack took, and after a reinstallation how long that machine did.
+func completeLine(st operator.Status) string {
+	c := st.Cluster
+	took := ""
+	if !c.FirstPowerOn.IsZero() {
+		took = fmt.Sprintf("%s after the first power-on", age(c.FirstComplete, c.FirstPowerOn))
+	}
+	if c.Complete.Equal(c.FirstComplete) {
+		return strings.TrimSuffix(fmt.Sprintf("complete: all %d machines have become ready, %s", c.Machines, took), ", ")
+	}
+	text := fmt.Sprintf("complete again: all %d machines have become ready", c.Machines)
+	for _, m := range st.Machines {
+		if m.Name == c.Latest && m.Name != "" && !m.Record.Begun.IsZero() {
+			text += fmt.Sprintf(", %s %s after its power-on", m.Name, age(m.Record.Since, m.Record.Begun))
+		}
+	}
+	if took != "" {
+		text += "; the first time " + took
+	}
+	return text
+}
+
+// nodesLine is what Kubernetes says of all nodes now, or why nobody knows.
+func nodesLine(st operator.Status) string {
+	n := st.Cluster.Nodes
+	if !n.Fresh {
+		last := "not asked since the start"
+		if !n.Seen.IsZero() {
+			last = fmt.Sprintf("last asked %s ago", age(st.Now, n.Seen))
+		}
+		return fmt.Sprintf("Kubernetes: unknown, %s: %s", last, n.Fault)
+	}
+	count := n.Count()
+	var parts []string
+	for _, condition := range cluster.Conditions() {
+		if k := count[condition]; k > 0 || condition == cluster.NodeReady {
+			parts = append(parts, fmt.Sprintf("%d %s", k, condition))
+		}
+	}
+	text := fmt.Sprintf("Kubernetes: nodes: %s, as %s saw %s ago", strings.Join(parts, ", "), n.By, age(st.Now, n.Seen))
+	if len(n.Unlisted) > 0 {
+		text += "; not in the list: " + cut(strings.Join(n.Unlisted, ", "), 100)
+	}
+	if n.Partial {
+		text += "; there are more than it could name"
+	}
+	return text
+}
+
+// nodeText is the column NODE: the condition of a machine's node now, "-" without one.
+func nodeText(st operator.Status, m lifecycle.Status) string {
+	n, ok := st.Cluster.Nodes.Of[m.Name]
+	if !ok || m.Name == "" {
+		return "-"
+	}
+	return string(n.Condition)
+}
+
+// nodeTrouble says what is not as it should be with the node of a machine; "" if nothing is, or if nobody knows: then a
+// line above says why.
+func nodeTrouble(st operator.Status, m lifecycle.Status) string {
+	n := st.Cluster.Nodes.Of[m.Name]
+	var parts []string
+	switch n.Condition {
+	case cluster.NodeNotReady:
+		text := "node NotReady"
+		if !n.Since.IsZero() {
+			text += " for " + age(st.Now, n.Since)
+		}
+		if n.Reason != "" {
+			text += " (" + n.Reason + ")"
+		}
+		parts = append(parts, text)
+	case cluster.NodeMissing:
+		parts = append(parts, fmt.Sprintf("Kubernetes has had no node of this name for %s", age(st.Now, n.Since)))
+	}
+	if n.Address != "" {
+		parts = append(parts, fmt.Sprintf("its node has the address %s", n.Address))
+	}
+	if n.Cordoned {
+		parts = append(parts, "cordoned")
+	}
+	return strings.Join(parts, "; ")
 }
 
 func clusterState(st operator.Status) string {
 	c := st.Cluster
 	switch {
 	case !c.Initialised.IsZero():
-		return fmt.Sprintf("initialised %s ago by %s, %d of %d machines Ready", age(st.Now, c.Initialised), c.Holder, c.Ready, c.Machines)
+		return fmt.Sprintf("initialised %s ago by %s, %d of %d machines ready", age(st.Now, c.Initialised), c.Holder, c.Ready, c.Machines)
 	case c.Holder != "":
 		return fmt.Sprintf("not initialised; %s has held the init lock for %s", c.Holder, age(st.Now, c.Locked))
 	}
@@ -72,7 +157,7 @@ func clusterState(st operator.Status) string {
 
 // machinesTable is one line a machine; the discovered ones say how they are approved.
 func machinesTable(w io.Writer, st operator.Status) {
-	fmt.Fprintln(w, "NAME\tMAC\tADDRESS\tROLE\tSTATE\tFOR\tTRY\tBOOTS\tWHAT")
+	fmt.Fprintln(w, "NAME\tMAC\tADDRESS\tROLE\tSTATE\tFOR\tNODE\tTRY\tBOOTS\tWHAT")
 	for _, m := range st.Machines {
 		try, since := "-", "-"
 		if m.Record.Attempt > 0 {
@@ -80,8 +165,8 @@ func machinesTable(w io.Writer, st operator.Status) {
 		} else if !m.Sighting.First.IsZero() {
 			since = age(st.Now, m.Sighting.First)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), cardsText(m), addrText(m),
-			or(string(m.Role), "-"), or(string(m.State), "-"), since, try, or(string(m.Action), "-"), whatText(st, m))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), cardsText(m), addrText(m),
+			or(string(m.Role), "-"), or(string(m.State), "-"), since, nodeText(st, m), try, or(string(m.Action), "-"), whatText(st, m))
 	}
 }
 
@@ -97,6 +182,9 @@ func cardsText(m lifecycle.Status) string {
 // whatText is what a machine is at, what it waits for, or why it boots what it boots: the most telling of them.
 func whatText(st operator.Status, m lifecycle.Status) string {
 	var parts []string
+	if text := nodeTrouble(st, m); text != "" && m.State == lifecycle.Ready {
+		parts = append(parts, text)
+	}
 	if m.Progress != nil {
 		parts = append(parts, m.Progress.String())
 	}
@@ -106,7 +194,7 @@ func whatText(st operator.Status, m lifecycle.Status) string {
 	if m.State == lifecycle.Ready && !m.Record.Begun.IsZero() {
 		parts = append(parts, fmt.Sprintf("Ready %s after its power-on", age(m.Record.Since, m.Record.Begun)))
 	}
-	if len(parts) == 0 || m.State == lifecycle.Failed {
+	if len(parts) == 0 || m.Action == lifecycle.ActionHold || m.State == lifecycle.Failed {
 		parts = append(parts, m.Reason)
 	}
 	return cut(strings.Join(parts, "; "), 160)

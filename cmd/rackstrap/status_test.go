@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"net/netip"
 	"os"
 	"testing"
@@ -40,11 +41,44 @@ func TestStatusOnOneScreen(t *testing.T) {
 				Sighting: lifecycle.Sighting{First: now.Add(-time.Minute)}},
 		}}
 	st.Machines[0].Record.Begun = now.Add(-17 * time.Minute)
+	st.Cluster.Nodes = cluster.Nodes{Seen: now.Add(-12 * time.Second), By: "kmaster", Fresh: true,
+		Of: map[string]cluster.Node{"kmaster": {Condition: cluster.NodeReady, Since: now.Add(-5 * time.Minute)}, "kmaster2": {Condition: cluster.NodeNotReady, Reason: "KubeletNotReady"}}}
 	var screen bytes.Buffer
-	statusTable(&screen, st)
-	st.Cluster.Joining, st.Cluster.Ready, st.Machines = "", 5, nil
-	st.Cluster.Begun, st.Cluster.Complete = now.Add(-31*time.Minute), now.Add(-2*time.Minute)
-	statusTable(&screen, st)
+	show := func(what string) {
+		fmt.Fprintf(&screen, "# %s\n\n", what)
+		statusTable(&screen, st)
+		fmt.Fprintln(&screen)
+	}
+	show("while it comes up")
+
+	st.Cluster.Joining, st.Cluster.Ready, st.Cluster.Waiting, st.Machines = "", 5, nil, st.Machines[:5]
+	for i := range st.Machines {
+		m := &st.Machines[i]
+		m.State, m.Progress, m.Reason, m.Record.Begun = lifecycle.Ready, nil, m.Name+" is ready", now.Add(-31*time.Minute)
+		m.Record.Since = now.Add(-2 * time.Minute)
+		st.Cluster.Nodes.Of[m.Name] = cluster.Node{Condition: cluster.NodeReady, Since: m.Record.Since}
+	}
+	c := &st.Cluster
+	c.Latest, c.Complete, c.FirstComplete, c.FirstPowerOn = "knode3", now.Add(-2*time.Minute), now.Add(-2*time.Minute), now.Add(-31*time.Minute)
+	show("complete")
+
+	// Two hours later: one was reinstalled, one lost its power, one was deleted with kubectl, one is held.
+	st.Now = now.Add(2 * time.Hour)
+	st.Machines[1].Action = lifecycle.ActionHold
+	st.Machines[1].Reason = "kmaster2 is held by the operator (ann: its disk is swapped): `rackstrap unhold kmaster2` ends it (kmaster2 is ready)"
+	st.Machines[2].Record.Begun, st.Machines[2].Record.Since = st.Now.Add(-16*time.Minute), st.Now.Add(-10*time.Minute)
+	c.Latest, c.Complete, c.Nodes.Seen = "knode1", st.Now.Add(-10*time.Minute), st.Now.Add(-3*time.Second)
+	c.Nodes.Unlisted = []string{"old-node"}
+	c.Nodes.Of["knode2"] = cluster.Node{Condition: cluster.NodeNotReady, Since: st.Now.Add(-3 * time.Minute), Reason: "NodeStatusUnknown"}
+	c.Nodes.Of["knode3"] = cluster.Node{Condition: cluster.NodeMissing, Since: st.Now.Add(-time.Minute)}
+	show("two hours later")
+
+	for name := range c.Nodes.Of {
+		c.Nodes.Of[name] = cluster.Node{Condition: cluster.NodeUnknown, Since: c.Nodes.Seen}
+	}
+	c.Nodes.Fresh, c.Nodes.Unlisted, c.Nodes.Fault = false, nil, "no control plane has called: kmaster for 5m0s"
+	st.Now = st.Now.Add(5 * time.Minute)
+	show("no control plane lives")
 	want, err := os.ReadFile("testdata/status.txt")
 	if os.Getenv("RACKSTRAP_UPDATE") != "" {
 		require.NoError(t, os.MkdirAll("testdata", 0o755))

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"rackstrap/cluster"
 	"rackstrap/lifecycle"
 	"rackstrap/operator"
 )
@@ -118,13 +119,20 @@ func (w *waiter) look(st operator.Status) (done bool, err error) {
 	for _, m := range machines {
 		w.tell(st, m)
 		switch {
-		case m.State == lifecycle.Ready:
+		case isReady(st, m):
 			ready++
-		case m.Action == lifecycle.ActionHold, m.Action == lifecycle.ActionWait:
+		case m.State == lifecycle.Ready: // its node is not any more: it may be again
+		case m.Action == lifecycle.ActionWait, m.Action == lifecycle.ActionHold && !(m.Record.IsHeld() && m.State.PastInstall()): // that one only boots its disk
 			return false, errors.New(m.Reason)
 		}
 	}
 	return ready == len(machines), nil
+}
+
+// isReady tells whether a machine is a Ready node, as far as anybody knows.
+func isReady(st operator.Status, m lifecycle.Status) bool {
+	now := st.Cluster.Nodes.Of[m.Name].Condition
+	return m.State == lifecycle.Ready && now != cluster.NodeNotReady && now != cluster.NodeMissing
 }
 
 // tell prints a machine's line, if its state is new, or what it is at is and it was not heard of for a while.
@@ -137,9 +145,9 @@ func (w *waiter) tell(st operator.Status, m lifecycle.Status) {
 	fmt.Fprintf(w.out, "%8s  %-10s %-12s %s\n", w.since(st), m.Name, or(string(m.State), "-"), what)
 }
 
-// since is the time since the rack's first power-on, where that is known, else since the command began.
+// since is the time since the rack's first power-on until it is complete for the first time, else since the command began.
 func (w *waiter) since(st operator.Status) string {
-	if !st.Cluster.Begun.IsZero() {
+	if c := st.Cluster; !c.Begun.IsZero() && (c.FirstComplete.IsZero() || !w.begun.After(c.FirstComplete)) {
 		return age(w.now(), st.Cluster.Begun)
 	}
 	return age(w.now(), w.begun)
@@ -150,8 +158,12 @@ func (w *waiter) missing() []string {
 	machines, _ := w.machines(w.last)
 	var names []string
 	for _, m := range machines {
-		if m.State != lifecycle.Ready {
-			names = append(names, fmt.Sprintf("%s (%s)", m.Name, or(string(m.State), "never seen")))
+		if !isReady(w.last, m) {
+			text := or(string(m.State), "never seen")
+			if m.State == lifecycle.Ready {
+				text = nodeTrouble(w.last, m)
+			}
+			names = append(names, fmt.Sprintf("%s (%s)", m.Name, text))
 		}
 	}
 	return names

@@ -22,6 +22,14 @@ func TestWait(t *testing.T) {
 	rack := func(machines ...lifecycle.Status) operator.Status {
 		return operator.Status{Cluster: cluster.Status{Begun: begun}, Machines: append(machines, lifecycle.Status{State: lifecycle.Discovered})}
 	}
+	held := func(st operator.Status) operator.Status {
+		st.Machines[0].Record.Held.Since = begun
+		return st
+	}
+	seen := func(st operator.Status, condition cluster.Condition) operator.Status {
+		st.Cluster.Nodes = cluster.Nodes{Fresh: true, Of: map[string]cluster.Node{"a": {Condition: condition}}}
+		return st
+	}
 	for name, c := range map[string]struct {
 		names []string
 		st    operator.Status
@@ -40,6 +48,14 @@ func TestWait(t *testing.T) {
 			out: "   1m30s  a          failed       a failed: no disk\n"},
 		"failed, and tried again": {st: rack(machine("a", lifecycle.Failed, lifecycle.ActionInstall, "installation 2 of 3 follows")),
 			out: "   1m30s  a          failed       installation 2 of 3 follows\n"},
+		"held, on its way all the same": {st: held(rack(machine("a", lifecycle.Waiting, lifecycle.ActionHold, "a is held"))),
+			out: "   1m30s  a          waiting      a is held\n"},
+		"held before it was installed": {st: held(rack(machine("a", lifecycle.Armed, lifecycle.ActionHold, "a is held"))), err: "a is held",
+			out: "   1m30s  a          armed        a is held\n"},
+		"ready, and its node is not any more": {st: seen(rack(machine("a", lifecycle.Ready, lifecycle.ActionLocalDisk, "a is ready")), cluster.NodeNotReady),
+			out: "   1m30s  a          ready        node NotReady\n"},
+		"ready, and nobody knows": {st: seen(rack(machine("a", lifecycle.Ready, lifecycle.ActionLocalDisk, "a is ready")), cluster.NodeUnknown), done: true,
+			out: "   1m30s  a          ready        a is ready\n"},
 		"not in the list": {names: []string{"c"}, st: rack(), err: `no machine "c" in the list`},
 	} {
 		t.Run(name, func(t *testing.T) {

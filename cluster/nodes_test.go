@@ -201,6 +201,14 @@ func TestNodesAtAReinstallation(t *testing.T) {
 	require.NoError(t, r.install(r.agent("knode1")))
 	r.until("ready", r.ready("knode1"))
 	require.Equal(t, NodeReady, r.node("knode1").Condition)
+
+	_, err = r.c.Reinstall(t.Context(), "knode1", ReinstallOptions{Force: true}, func(string) {})
+	require.NoError(t, err)
+	require.Equal(t, NodeReady, r.node("knode1").Condition, "it is there until a master deletes it")
+	require.NoError(t, r.install(r.agent("knode1")))
+	r.until("deleted", func() bool { return r.told("knode1", "info deleted: ") })
+	_, known = r.c.Status().Nodes.Of["knode1"]
+	require.False(t, known)
 }
 
 // What a control plane reports is shown as long as it is so, and no longer.
@@ -415,6 +423,27 @@ func TestAdoptAfterALostResult(t *testing.T) {
 	_, err = r.c.Adopt(t.Context(), "knode1")
 	require.NoError(t, err)
 	node.down, node.work, node.result = false, nil, nil
+	for range 3 { // it asks before any master has looked
+		require.NoError(t, r.step(node))
+	}
+	require.Equal(t, lifecycle.Firstboot, r.state("knode1"))
+	require.Contains(t, r.c.Status().Waiting["knode1"], "waits until a master looks whether the cluster has it as Ready")
+	r.until("settled", r.settled)
+	require.Equal(t, []api.Action{api.Join, api.Done}, node.trace)
+}
+
+// Adopted, and its disk never joined: the node of that name is its former self's, although it counts as Ready still.
+func TestAdoptOfADiskThatNeverJoined(t *testing.T) {
+	r := newRack(t, 1, 1).all()
+	r.until("settled", r.settled)
+	_, err := r.c.Reinstall(t.Context(), "knode1", ReinstallOptions{Force: true}, func(string) {})
+	require.NoError(t, err)
+	node := r.agent("knode1")
+	node.trace = nil
+	require.NoError(t, r.install(node))
+	_, err = r.c.Adopt(t.Context(), "knode1")
+	require.NoError(t, err)
+	require.NoError(t, r.step(node)) // exchange
 	r.until("settled", r.settled)
 	require.Equal(t, []api.Action{api.Join, api.Done}, node.trace)
 }

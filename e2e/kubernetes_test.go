@@ -17,6 +17,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"rackstrap/cluster"
 	"rackstrap/internal/testenv"
 	"rackstrap/lab/kube"
 	"rackstrap/lifecycle"
@@ -288,6 +289,14 @@ func TestRealKubernetes(t *testing.T) {
 	r.requireNodes("kmaster2", "kmaster3", "knode1", "knode2", "knode3")
 	r.step("kmaster is off, and a new worker has joined through the others")
 	r.requireNoToken("kmaster3")
+
+	// The status says what Kubernetes says now, beside what was so once.
+	require.Eventually(t, func() bool {
+		nodes := r.status().Cluster.Nodes
+		return nodes.Fresh && fmt.Sprint(nodes.Count()) == "map[NotReady:1 Ready:5]" && nodes.Of["kmaster"].Condition == cluster.NodeNotReady
+	}, 3*time.Minute, time.Second, "the node controller gives a kubelet that is silent 40 s")
+	t.Log(r.do("status"))
+	r.step("the status says that kmaster is not Ready")
 
 	t.Logf("from power-on:\n%s", strings.Join(r.line, "\n"))
 }

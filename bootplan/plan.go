@@ -283,6 +283,18 @@ func (p *Plan) openInstaller(rest string) (*File, error) {
 	return openTree(tree, file)
 }
 
+// Where all of the Red Hat family have the installer's kernel and initrd.
+const (
+	UsualKernel = "images/pxeboot/vmlinuz"
+	UsualInitrd = "images/pxeboot/initrd.img"
+)
+
+// InstallerPaths is where machines are told that a tree has the installer's kernel and initrd.
+func (p *Plan) InstallerPaths(tree fs.FS) media.TreeInfo {
+	info, _ := installerFiles(tree) // a faulty .treeinfo has no paths but the usual ones
+	return info
+}
+
 // installerFiles is where a tree says that its kernel and initrd are; a tree that does not say has them
 // where all of the Red Hat family have.
 func installerFiles(tree fs.FS) (media.TreeInfo, error) {
@@ -291,10 +303,10 @@ func installerFiles(tree fs.FS) (media.TreeInfo, error) {
 		return info, err
 	}
 	if info.Kernel == "" {
-		info.Kernel = "images/pxeboot/vmlinuz"
+		info.Kernel = UsualKernel
 	}
 	if info.Initrd == "" {
-		info.Initrd = "images/pxeboot/initrd.img"
+		info.Initrd = UsualInitrd
 	}
 	return info, nil
 }

@@ -130,7 +130,7 @@ func (p *Plan) script(d lifecycle.Decision) (assets.Script, error) {
 func (p *Plan) installer(m inventory.Medium) (kernel, initrd string, err error) {
 	tree, ok := p.Library().Tree(m.Name)
 	if !ok { // on a mirror: where all of the family have them
-		return "images/pxeboot/vmlinuz", "images/pxeboot/initrd.img", nil
+		return UsualKernel, UsualInitrd, nil
 	}
 	info, err := installerFiles(tree)
 	if err != nil {

@@ -22,6 +22,7 @@ import (
 	"rackstrap/cluster"
 	"rackstrap/e2e/fakekube"
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/repotest"
 	"rackstrap/internal/testenv"
 	"rackstrap/operator"
 )
@@ -142,11 +143,7 @@ func (r *agentRack) tell() {
 }
 
 func (r *agentRack) writeConfig() {
-	tree := filepath.Join(r.dir, "tree/images/pxeboot")
-	require.NoError(r.t, os.MkdirAll(tree, 0o755))
-	for _, name := range []string{"vmlinuz", "initrd.img"} {
-		require.NoError(r.t, os.WriteFile(filepath.Join(tree, name), []byte(name), 0o644))
-	}
+	require.NoError(r.t, repotest.Medium().Write(filepath.Join(r.dir, "tree")))
 	var text strings.Builder
 	fmt.Fprintf(&text, `server: {interface: br0, address: 10.10.10.1, data_dir: %s/data}
 network: {subnet: 10.10.10.0/24, dhcp: {mode: "off"}}

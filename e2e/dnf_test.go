@@ -94,3 +94,51 @@ func TestDNFInstalls(t *testing.T) {
 	require.Equal(t, 1, fetched["/Packages/kubelet-1.28.2-1.el7.noarch.rpm"])
 	require.Zero(t, fetched["/Packages/kubelet-1.28.1-1.el7.noarch.rpm"])
 }
+
+// scatter makes a repository whose packages are beside it, as a real createrepo_c describes that: root/yum/pool, and by
+// `../../pool` root/yum/repos/up, by an xml:base root/yum/repos/based.
+func scatter(t *testing.T, createrepo string) (root string) {
+	t.Helper()
+	root = t.TempDir()
+	pool := filepath.Join(root, "yum", "pool")
+	writeRPM(t, pool, "kubelet", "1.28.2", "kubernetes-cni")
+	writeRPM(t, pool, "kubernetes-cni", "1.2.0")
+	for name, option := range map[string]string{"up": "--location-prefix=../../pool", "based": "--baseurl=file://" + pool} {
+		dir := filepath.Join(root, "yum", "repos", name)
+		require.NoError(t, os.MkdirAll(dir, 0o755))
+		out, err := exec.Command(createrepo, "--quiet", "--database", "--outputdir", dir, option, pool).CombinedOutput()
+		require.NoError(t, err, "%s", out)
+	}
+	return root
+}
+
+// A real dnf installs packages that are not below their repository: from a directory (`../../pool`, and an xml:base),
+// and from an upstream that is fetched through.
+func TestDNFInstallsFromThePool(t *testing.T) {
+	testenv.NeedRoot(t)
+	dnf, createrepo := testenv.NeedTool(t, "dnf"), testenv.NeedTool(t, "createrepo_c")
+	root := scatter(t, createrepo)
+	up := httptest.NewServer(http.FileServer(http.Dir(root)))
+	defer up.Close()
+	config, _ := repoConfig(t, up.URL)
+	text, err := os.ReadFile(config)
+	require.NoError(t, err)
+	repos := filepath.Join(root, "yum", "repos")
+	text = []byte(strings.Replace(string(text), up.URL+"/os/", up.URL+"/yum/repos/up/", 1))
+	text = []byte(strings.Replace(string(text), "install: {repos: {", "install: {repos: {near: {dir: "+repos+"/up}, based: {dir: "+repos+"/based}, ", 1))
+	require.NoError(t, os.WriteFile(config, text, 0o600))
+	url, _ := serveRepos(t, config)
+	for _, name := range []string{"base", "near", "based"} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			cmd := exec.Command(dnf, "--installroot", dir, "--releasever", "7", "--forcearch", "x86_64", "--repofrompath", "r,"+strings.Replace(url, "/base/", "/"+name+"/", 1), "--repo", "r",
+				"--setopt=r.gpgcheck=0", "--setopt=cachedir="+dir+"/cache", "--setopt=reposdir="+dir+"/none", "--setopt=logdir="+dir, "--assumeyes", "install", "kubelet-1.28.2")
+			cmd.Env = append(os.Environ(), "http_proxy=", "https_proxy=")
+			out, err := cmd.CombinedOutput()
+			require.NoError(t, err, "%s", out)
+			for _, name := range []string{"kubelet", "kubernetes-cni"} {
+				require.FileExists(t, filepath.Join(dir, "usr/share", name))
+			}
+		})
+	}
+}

@@ -25,6 +25,7 @@ import (
 	"rackstrap/firstboot/agent"
 	"rackstrap/firstboot/api"
 	"rackstrap/internal/fakenode"
+	"rackstrap/internal/repotest"
 	"rackstrap/internal/testenv"
 )
 
@@ -121,11 +122,7 @@ func maps[V any](m map[string]V) func(func(string) bool) {
 
 func loadConfig(t *testing.T, rack loadRack) string {
 	t.Helper()
-	tree := filepath.Join(rack.Dir, "tree/images/pxeboot")
-	require.NoError(t, os.MkdirAll(tree, 0o755))
-	for _, name := range []string{"vmlinuz", "initrd.img"} {
-		require.NoError(t, os.WriteFile(filepath.Join(tree, name), []byte(name), 0o644))
-	}
+	require.NoError(t, repotest.Medium().Write(filepath.Join(rack.Dir, "tree")))
 	var text strings.Builder
 	fmt.Fprintf(&text, "server: {interface: lo, address: 10.30.0.1, data_dir: %s/data}\nnetwork: {subnet: 10.30.0.0/16, dhcp: {mode: \"off\"}}\n", rack.Dir)
 	fmt.Fprintf(&text, "media: [{name: tree, dir: %s/tree}]\ncluster: {pod_cidr: 10.244.0.0/14}\nmachines:\n", rack.Dir)

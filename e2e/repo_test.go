@@ -61,10 +61,7 @@ func freePort(t *testing.T) int {
 // repoConfig is an appliance on the loopback, with free ports, whose repository base comes from upstream.
 func repoConfig(t *testing.T, url string) (path, data string) {
 	dir := t.TempDir()
-	require.NoError(t, os.MkdirAll(filepath.Join(dir, "tree/images/pxeboot"), 0o755))
-	for _, name := range []string{"vmlinuz", "initrd.img"} {
-		require.NoError(t, os.WriteFile(filepath.Join(dir, "tree/images/pxeboot", name), []byte(name), 0o644))
-	}
+	require.NoError(t, repotest.Medium().Write(filepath.Join(dir, "tree")))
 	path = filepath.Join(dir, "rackstrap.yaml")
 	require.NoError(t, os.WriteFile(path, fmt.Appendf(nil, `server: {interface: lo, address: 127.0.0.1, http_port: %d, https_port: %d, tftp_port: 0, syslog_port: 0, data_dir: data}
 network: {subnet: 127.0.0.0/8, dhcp: {mode: "off"}}

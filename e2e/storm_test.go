@@ -20,6 +20,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 	"github.com/stretchr/testify/require"
 
+	"rackstrap/internal/repotest"
 	"rackstrap/internal/testenv"
 	"rackstrap/operator"
 )
@@ -100,10 +101,7 @@ func stormConfig(t *testing.T, machines int) (path string) {
 	t.Helper()
 	dir := t.TempDir()
 	tree := filepath.Join(dir, "tree")
-	require.NoError(t, os.MkdirAll(filepath.Join(tree, "images/pxeboot"), 0o755))
-	for _, name := range []string{"vmlinuz", "initrd.img"} {
-		require.NoError(t, os.WriteFile(filepath.Join(tree, "images/pxeboot", name), []byte(name), 0o644))
-	}
+	require.NoError(t, repotest.Medium().Write(tree))
 	var text strings.Builder
 	fmt.Fprintf(&text, "server: {interface: srv0, address: 10.20.0.1, data_dir: %s/data}\n", dir)
 	fmt.Fprintf(&text, "network: {subnet: 10.20.0.0/16, dhcp: {pool: 10.20.100.0-10.20.110.255}}\n")

@@ -22,7 +22,7 @@ func (s *Server) media(c echo.Context) error {
 		return err
 	}
 	if found.content == nil {
-		return sendListing(c, found)
+		return sendListing(c, found.listing)
 	}
 	defer found.content.Close()
 	if kind, ok := s.roles.of(s.o.Plan.Library(), found.tree, file); ok {
@@ -46,9 +46,9 @@ func fileOf(o opened) file {
 }
 
 // sendListing sends the listing of a directory.
-func sendListing(c echo.Context, o opened) error {
+func sendListing(c echo.Context, listing []byte) error {
 	c.Response().Header().Set("Cache-Control", "no-cache")
-	return sendBytes(c, http.StatusOK, "text/html; charset=utf-8", o.listing)
+	return sendBytes(c, http.StatusOK, "text/html; charset=utf-8", listing)
 }
 
 func (s *Server) openMedia(name, file string) (o opened, err error) {
@@ -56,18 +56,13 @@ func (s *Server) openMedia(name, file string) (o opened, err error) {
 	if !ok {
 		return o, errNotFound
 	}
-	return openIn(tree, "/media/"+name, file)
-}
-
-// openIn opens a file of a tree that is served under a prefix.
-func openIn(tree media.Tree, prefix, file string) (o opened, err error) {
 	o.tree = tree
 	if o.entry, err = tree.Lookup(file); err != nil {
 		return o, err
 	}
 	switch {
 	case o.entry.IsDir():
-		o.listing, err = renderListing(tree, prefix, file)
+		o.listing, err = renderListing(tree, "/media/"+name, file)
 		return o, err
 	case !o.entry.Mode.IsRegular(): // a device: nothing to send
 		return o, errNotFound

@@ -1,11 +1,13 @@
 package httpboot
 
 import (
+	"errors"
 	"net/http"
 	"regexp"
 
 	"github.com/labstack/echo/v4"
 
+	"rackstrap/media"
 	"rackstrap/repo"
 )
 
@@ -16,7 +18,7 @@ func (s *Server) repo(c echo.Context) error {
 	if s.o.Repos == nil {
 		return errNotFound
 	}
-	if _, local := s.o.Repos.Tree(name); local {
+	if _, local := s.o.Repos.Local(name); local {
 		return s.localRepo(c, name, file)
 	}
 	r := c.Request()
@@ -37,21 +39,27 @@ func (s *Server) localRepo(c echo.Context, name, file string) error {
 	if file == "" {
 		file = "."
 	}
-	found, err := again(func() (opened, error) {
-		tree, ok := s.o.Repos.Tree(name)
+	var tree media.Tree
+	found, err := again(func() (*repo.File, error) {
+		local, ok := s.o.Repos.Local(name)
 		if !ok {
-			return opened{}, errNotFound
+			return nil, errNotFound
 		}
-		return openIn(tree, "/repo/"+name, file)
+		tree = local.Tree()
+		return local.Open(file)
 	})
+	if errors.Is(err, repo.ErrDirectory) {
+		listing, err := renderListing(tree, "/repo/"+name, file)
+		if err != nil {
+			return err
+		}
+		return sendListing(c, listing)
+	}
 	if err != nil {
 		return err
 	}
-	if found.content == nil {
-		return sendListing(c, found)
-	}
-	defer found.content.Close()
-	return sendFile(c, fileOf(found))
+	defer found.Content.Close()
+	return sendFile(c, fileOfRepo(found))
 }
 
 // toTheEnd is a single range up to the end of the file: bytes=100-, bytes=-100. How far any other goes depends

@@ -2,6 +2,7 @@ package httpboot
 
 import (
 	"bytes"
+	"compress/gzip"
 	"errors"
 	"fmt"
 	"io"
@@ -9,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -18,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"rackstrap/internal/repotest"
+	"rackstrap/internal/rpm"
 	"rackstrap/inventory"
 	"rackstrap/repo"
 )
@@ -90,6 +93,48 @@ func TestRepositories(t *testing.T) {
 
 	none := planeOf(t, emptyLibrary(t))
 	require.Equal(t, 404, none.direct(http.MethodGet, "/repo/up/repodata/repomd.xml", ipNobody).Code)
+}
+
+// Packages that a directory's metadata names outside of it are served under the names that the served metadata has, as all
+// others are; the URLs that clients made of the old ones lead nowhere, nor does anything else outside.
+func TestRepositoryWithAPool(t *testing.T) {
+	root := t.TempDir()
+	rpmFile := append(bytes.Clone(rpm.Magic), repotest.Content(3, 5000)...)
+	all := repotest.MakeWith(map[string][]byte{"kubelet-1.28.2-0.x86_64.rpm": rpmFile}, repotest.Options{Packing: "gz",
+		Locate: func(path string) (base, href string) { return "", "../../pool/" + path }})
+	delete(all, "kubelet-1.28.2-0.x86_64.rpm")
+	dir := root + "/yum/repos/k"
+	require.NoError(t, all.Write(dir))
+	require.NoError(t, repotest.Tree{"kubelet-1.28.2-0.x86_64.rpm": rpmFile, "secret-1-1.x86_64.rpm": rpmFile}.Write(root+"/yum/pool"))
+	repos, err := repo.Open(repo.Options{Dir: t.TempDir(), Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	require.NoError(t, err)
+	t.Cleanup(func() { repos.Close() })
+	require.NoError(t, repos.Set([]repo.Spec{{Name: "k", Dir: dir}}))
+	p := planeOf(t, emptyLibrary(t), func(o *Options, _ *inventory.Config) { o.Repos = repos }).run()
+
+	find := func(text, pattern string) string {
+		m := regexp.MustCompile(pattern).FindStringSubmatch(text)
+		require.NotNil(t, m, "%s in %s", pattern, text)
+		return m[1]
+	}
+	primary := p.get("/repo/k/" + find(p.get("/repo/k/repodata/repomd.xml").body, `href="([^"]*-primary\.xml\.gz)"`))
+	require.Equal(t, 200, primary.StatusCode)
+	unpacked, err := gzip.NewReader(strings.NewReader(primary.body))
+	require.NoError(t, err)
+	text, err := io.ReadAll(unpacked)
+	require.NoError(t, err)
+	target := "/repo/k/" + find(string(text), `<location href="([^"]*)"/>`)
+	got := p.get(target)
+	require.Equal(t, 200, got.StatusCode)
+	require.Equal(t, string(rpmFile), got.body)
+	require.Equal(t, "application/x-rpm", got.Header.Get("Content-Type"))
+	require.Equal(t, string(rpmFile[10:20]), p.get(target, "Range", "bytes=10-19").body)
+	require.Equal(t, 304, p.get(target, "If-None-Match", got.Header.Get("ETag")).StatusCode)
+	require.EqualValues(t, len(rpmFile), p.request(http.MethodHead, target, ipNobody).ContentLength)
+	for path, status := range map[string]int{"/repo/k/../../pool/kubelet-1.28.2-0.x86_64.rpm": 400, "/pool/kubelet-1.28.2-0.x86_64.rpm": 404,
+		strings.Replace(target, "kubelet-1.28.2-0", "secret-1-1", 1): 404, "/repo/k/.elsewhere": 404, "/repo/k/.elsewhere/": 404} {
+		require.Equal(t, status, p.get(path).StatusCode, path)
+	}
 }
 
 // Clients that arrive while a package is fetched read along, by GET and by range, and sendfile takes over once it

@@ -34,7 +34,6 @@ import (
 	"rackstrap/internal/httpserve"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
-	"rackstrap/media"
 	"rackstrap/repo"
 )
 
@@ -46,8 +45,8 @@ type Kickstart interface {
 
 // Repos are the package repositories.
 type Repos interface {
-	// Tree is the directory of a local repository.
-	Tree(name string) (media.Tree, bool)
+	// Local is a repository in a directory.
+	Local(name string) (*repo.Local, bool)
 	// Open opens a file of any other; see repo.Service.
 	Open(ctx context.Context, r repo.Request) (*repo.File, error)
 }

@@ -28,10 +28,20 @@ type profile struct {
 	BootArgs     []string               `yaml:"boot_args"`     // kernel arguments of the installed system
 	VendorRepos  []string               `yaml:"vendor_repos"`  // prefixes of repository files that are put out of use
 	SandboxImage string                 `yaml:"sandbox_image"` // below the cluster's image repository
+	Reads        Reads                  `yaml:"reads"`         // not rendered
 	Packages     map[string][]string    `yaml:"packages"`      // by purpose: the template's matter; and by kernel
 	Repos        map[string]profileRepo `yaml:"repos"`
 
 	templates *template.Template
+}
+
+// Reads is what the programs of a release can read. It is for those who look whether that is what they will be given.
+type Reads struct {
+	Stage2    string   `yaml:"stage2"`    // path of the installer's second stage in a tree that does not say it
+	Metadata  []string `yaml:"metadata"`  // endings of the names of compressed metadata
+	Databases bool     `yaml:"databases"` // metadata in databases (version 10) is preferred
+	Payload   []string `yaml:"payload"`   // how packages may be compressed
+	Features  []string `yaml:"features"`  // that packages may need of rpm, as rpmlib(…)
 }
 
 // profileRepo is a package repository of the installed machine.

@@ -11,9 +11,12 @@ import (
 
 // Sources is what an installation fetches, and from where.
 type Sources struct {
+	Release  string   // what is installed: title of the profile
 	Medium   []string // what the installer takes from the medium: names of packages, and @groups
+	Implied  []string // and what it adds to them
 	Packages []string // what is installed from the repositories then, as yum and dnf are asked for it
 	Repos    []Source
+	Reads    Reads
 }
 
 // Source is one package repository of an installed machine.
@@ -23,6 +26,8 @@ type Source struct {
 	URL  string            // where the packages come from in the end, without variables
 	Keys map[string]string // URLs of the keys that the appliance serves at /repo/<name>/.keys/<key>
 	Via  inventory.Via
+
+	GPGKeys []string // URLs of the keys that packages must be signed with; none: they need not be
 }
 
 // Sources tells what the kickstart of a machine fetches.
@@ -31,7 +36,7 @@ func (r *Renderer) Sources(in Input) (Sources, error) {
 	if err != nil {
 		return Sources{}, fmt.Errorf("kickstart of %q: %w", in.Machine.Name, err)
 	}
-	s := Sources{Medium: p.Packages["medium"]}
+	s := Sources{Release: p.Title, Medium: p.Packages["medium"], Implied: p.Packages["implied"], Reads: p.Reads}
 	s.Packages = slices.Concat(p.Packages["node"], v.KernelPackages, p.Packages["containerd"], v.Kubernetes)
 	if v.Docker {
 		s.Packages = append(s.Packages, p.Packages["docker"]...)
@@ -53,6 +58,9 @@ func (r *repo) viaAppliance(s inventory.Server, configured inventory.Repo, relea
 	r.source = Source{Name: r.Name, Dir: configured.Dir, Via: configured.Via}
 	if configured.Dir == "" {
 		r.source.URL = expand(r.URL)
+	}
+	for _, key := range strings.Fields(r.GPGKey) {
+		r.source.GPGKeys = append(r.source.GPGKeys, expand(key))
 	}
 	if configured.Via != inventory.ViaAppliance {
 		return

@@ -18,6 +18,8 @@ func TestSources(t *testing.T) {
 	s, err := r.Sources(in)
 	require.NoError(t, err)
 	require.Equal(t, []string{"@core", "chrony"}, s.Medium)
+	require.Equal(t, []string{"kernel"}, s.Implied)
+	require.NotContains(t, s.Reads.Payload, "zstd")
 	for _, name := range []string{"socat", "kernel-lt", "containerd.io-1.6.33", "docker-ce-26.1.4", "kubelet-1.28.2", "kubeadm-1.28.2", "kubectl-1.28.2", "tmux"} {
 		require.Contains(t, s.Packages, name)
 	}
@@ -25,10 +27,11 @@ func TestSources(t *testing.T) {
 	for _, source := range s.Repos {
 		repos[source.Name] = source
 	}
-	require.Equal(t, Source{Name: "base", URL: "https://mirrors.aliyun.com/centos-vault/7.9.2009/os/x86_64/"}, repos["base"])
+	require.Equal(t, Source{Name: "base", URL: "https://mirrors.aliyun.com/centos-vault/7.9.2009/os/x86_64/", GPGKeys: []string{"file:///etc/pki/rpm-gpg/RPM-GPG-KEY-CentOS-7"}}, repos["base"])
 	require.Equal(t, Source{Name: "kubernetes", URL: "https://upstream.example.org/x86_64/", Via: inventory.ViaAppliance}, repos["kubernetes"])
-	require.Equal(t, Source{Name: "ours", URL: "https://rpm.example.org/7/x86_64/", Via: inventory.ViaAppliance, Keys: map[string]string{"0": "https://rpm.example.org/KEY-7"}}, repos["ours"])
-	require.Equal(t, Source{Name: "near", Dir: "/srv/near", Via: inventory.ViaAppliance}, repos["near"])
+	require.Equal(t, Source{Name: "ours", URL: "https://rpm.example.org/7/x86_64/", Via: inventory.ViaAppliance, Keys: map[string]string{"0": "https://rpm.example.org/KEY-7"},
+		GPGKeys: []string{"https://rpm.example.org/KEY-7", "file:///etc/pki/KEY"}}, repos["ours"])
+	require.Equal(t, Source{Name: "near", Dir: "/srv/near", Via: inventory.ViaAppliance, GPGKeys: []string{"https://rpm.example.org/KEY"}}, repos["near"])
 	require.Contains(t, repos, "elrepo", "with the kernel that needs it")
 
 	text, err := r.Render(in)

@@ -11,6 +11,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+
+	"github.com/google/rpmpack"
 )
 
 // ISOOptions says how BuildISO works; the zero value is useful.
@@ -29,7 +31,7 @@ const (
 )
 
 // isoRecipe is part of the cached ISO's name: raise it when the layout changes.
-const isoRecipe = "3"
+const isoRecipe = "4"
 
 // BuildISO writes an image that a boot server cannot tell from CentOS-7-x86_64-Minimal-2009 by its layout:
 // .treeinfo, .discinfo, images/pxeboot, EFI/BOOT, LiveOS, repodata, Packages, with Rock Ridge and Joliet names.
@@ -160,17 +162,27 @@ func masterISO(ctx context.Context, out string, boot payload, from loaders, opts
 	return os.Rename(half, out)
 }
 
-// emptyMedium adds a second stage that holds nothing, and a repository without packages.
+// emptyMedium adds a second stage that holds nothing, and a repository of packages that do.
 func emptyMedium(ctx context.Context, root string, files map[string][]byte) error {
 	stage2, err := squashfs(ctx, root)
 	if err != nil {
 		return err
 	}
+	var entries strings.Builder
+	for _, name := range []string{"chrony-3.4-1.el7", "kernel-3.10.0-1160.el7"} {
+		file, entry, err := emptyPackage(name)
+		if err != nil {
+			return err
+		}
+		files["Packages/"+name+".x86_64.rpm"] = file
+		entries.WriteString(entry)
+	}
+	primaryXML := fmt.Sprintf(primaryForm, entries.String())
 	primary, comps := zipped(primaryXML), []byte(compsXML)
 	primaryName := "repodata/" + sha256Hex(primary) + "-primary.xml.gz"
 	compsName := "repodata/" + sha256Hex(comps) + "-c7-minimal-x86_64-comps.xml"
 	files["LiveOS/squashfs.img"] = stage2
-	files["Packages/README"] = []byte("The lab's installation tree holds no packages.\n")
+	files["Packages/README"] = []byte("The packages of the lab's installation tree hold nothing.\n")
 	files[primaryName], files[compsName] = primary, comps
 	files["repodata/repomd.xml"] = []byte(repomdXML(
 		repoFile{"primary", primaryName, primary, sha256Hex([]byte(primaryXML))},
@@ -268,20 +280,21 @@ menuentry 'Install CentOS 7 (rackstrap lab)' {
 }
 `
 
-// A repository whose groups are those of the Minimal ISO. Nothing is installed from it, so there are no packages
-// in it; it names the one of the Minimal ISO that kickstarts ask for, since the appliance looks it up before it serves.
+// A repository whose groups are those of the Minimal ISO. Nothing is installed from it; it has the packages that
+// kickstarts and the installer ask for, since the appliance looks them up before it serves.
 const (
-	primaryXML = `<?xml version="1.0" encoding="UTF-8"?>
-<metadata xmlns="http://linux.duke.edu/metadata/common" xmlns:rpm="http://linux.duke.edu/metadata/rpm" packages="1">
-<package type="rpm">
-  <name>chrony</name>
+	primaryForm = `<?xml version="1.0" encoding="UTF-8"?>
+<metadata xmlns="http://linux.duke.edu/metadata/common" xmlns:rpm="http://linux.duke.edu/metadata/rpm" packages="2">
+%s</metadata>
+`
+	packageForm = `<package type="rpm">
+  <name>%s</name>
   <arch>x86_64</arch>
-  <version epoch="0" ver="3.4" rel="1.el7"/>
-  <checksum type="sha256" pkgid="YES">e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855</checksum>
-  <size package="0"/>
-  <location href="Packages/chrony-3.4-1.el7.x86_64.rpm"/>
+  <version epoch="0" ver="%s" rel="%s"/>
+  <checksum type="sha256" pkgid="YES">%s</checksum>
+  <size package="%d"/>
+  <location href="Packages/%s.x86_64.rpm"/>
 </package>
-</metadata>
 `
 	compsXML = `<?xml version="1.0" encoding="UTF-8"?>
 <!DOCTYPE comps PUBLIC "-//CentOS//DTD Comps info//EN" "comps.dtd">
@@ -304,6 +317,22 @@ const (
 </comps>
 `
 )
+
+// emptyPackage is a package without files, and its entry in primary.xml. full is its name, version and release.
+func emptyPackage(full string) (file []byte, entry string, err error) {
+	parts := strings.Split(full, "-")
+	name, version, release := parts[0], parts[1], parts[2]
+	rpm, err := rpmpack.NewRPM(rpmpack.RPMMetaData{Name: name, Version: version, Release: release, Arch: "x86_64", OS: "linux",
+		Summary: "nothing", Description: "nothing", Licence: "none", Compressor: "gzip"})
+	if err != nil {
+		return nil, "", err
+	}
+	var out bytes.Buffer
+	if err := rpm.Write(&out); err != nil {
+		return nil, "", err
+	}
+	return out.Bytes(), fmt.Sprintf(packageForm, name, version, release, sha256Hex(out.Bytes()), out.Len(), full), nil
+}
 
 // repoFile is one entry of repomd.xml.
 type repoFile struct {

@@ -152,17 +152,24 @@ boot.iso = images/boot.iso
 
 [images-xen]
 kernel = images/xen/vmlinuz
+
+[checksums]
+LiveOS/squashfs.img = sha256:ABCD
+images/boot.iso = md5:12
 `
 	productmd := "; a comment\n[header]\nversion = 1.2\n[release]\nname: Rocky Linux\nversion: 9.4\n[tree]\narch = aarch64\n" +
-		"[images-aarch64]\nKERNEL=./images/pxeboot//vmlinuz\r\ninitrd=images/pxeboot/initrd.img\n"
+		"[images-aarch64]\nKERNEL=./images/pxeboot//vmlinuz\r\ninitrd=images/pxeboot/initrd.img\n" +
+		"[variant-BaseOS]\nrepository = BaseOS\n[variant-AppStream]\nrepository = AppStream/\n[variant-x]\nrepository = ../x\n"
 	for name, c := range map[string]struct {
 		file, text string
 		want       TreeInfo
 	}{
-		"CentOS 7":  {".treeinfo", centos7, TreeInfo{"CentOS", "7", "x86_64", "images/pxeboot/vmlinuz", "images/pxeboot/initrd.img", "LiveOS/squashfs.img"}},
-		"productmd": {"treeinfo", productmd, TreeInfo{"Rocky Linux", "9.4", "aarch64", "images/pxeboot/vmlinuz", "images/pxeboot/initrd.img", ""}},
-		"packages":  {".treeinfo", "[general]\nfamily = Extras\n", TreeInfo{Family: "Extras"}},
-		"empty":     {".treeinfo", "", TreeInfo{}},
+		"CentOS 7": {".treeinfo", centos7, TreeInfo{"CentOS", "7", "x86_64", "images/pxeboot/vmlinuz", "images/pxeboot/initrd.img", "LiveOS/squashfs.img",
+			[]string{"."}, map[string]string{"liveos/squashfs.img": "abcd"}}},
+		"productmd": {"treeinfo", productmd, TreeInfo{"Rocky Linux", "9.4", "aarch64", "images/pxeboot/vmlinuz", "images/pxeboot/initrd.img", "",
+			[]string{"AppStream", "BaseOS"}, map[string]string{}}},
+		"packages": {".treeinfo", "[general]\nfamily = Extras\n", TreeInfo{Family: "Extras", Repositories: []string{"."}, Checksums: map[string]string{}}},
+		"empty":    {".treeinfo", "", TreeInfo{Repositories: []string{"."}, Checksums: map[string]string{}}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := ReadTreeInfo(fstest.MapFS{c.file: {Data: []byte(c.text)}})
@@ -184,6 +191,7 @@ kernel = images/xen/vmlinuz
 	}
 	_, err := ReadTreeInfo(fstest.MapFS{})
 	require.ErrorIs(t, err, fs.ErrNotExist)
+	require.ErrorContains(t, err, "open .treeinfo")
 	_, err = ReadTreeInfo(fstest.MapFS{".treeinfo/x": {}})
 	require.Error(t, err, "a directory")
 }
@@ -192,7 +200,7 @@ func FuzzTreeInfo(f *testing.F) {
 	f.Add("[general]\narch = x86_64\n[images-x86_64]\nkernel = a/b\n")
 	f.Add("[a]\nb: c\n#d\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		info, err := parseTreeInfo(text)
+		info, err := ParseTreeInfo(text)
 		if err != nil {
 			return
 		}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"path"
+	"slices"
 	"strings"
 )
 
@@ -20,14 +21,20 @@ type TreeInfo struct {
 	Kernel    string // of the installer: "images/pxeboot/vmlinuz"
 	Initrd    string // "images/pxeboot/initrd.img"
 	MainImage string // of its second stage: "LiveOS/squashfs.img"
+
+	Repositories []string          // directories of package repositories; "." where there is none but the tree itself
+	Checksums    map[string]string // SHA-256 by path in lower case, in hexadecimal
 }
 
 // ReadTreeInfo reads .treeinfo, or treeinfo, which is what mirrors call it and what Anaconda asks for second.
-// It knows both formats: that of CentOS 7, with [general], and productmd's, with [release] and [tree].
+// It knows both formats: that of CentOS 7, with [general], and productmd's, with [release] and [tree]. If neither file is
+// there, the error names the first.
 func ReadTreeInfo(fsys fs.FS) (TreeInfo, error) {
 	f, err := fsys.Open(".treeinfo")
 	if errors.Is(err, fs.ErrNotExist) {
-		f, err = fsys.Open("treeinfo")
+		if other, errOther := fsys.Open("treeinfo"); !errors.Is(errOther, fs.ErrNotExist) {
+			f, err = other, errOther
+		}
 	}
 	if err != nil {
 		return TreeInfo{}, err
@@ -40,10 +47,11 @@ func ReadTreeInfo(fsys fs.FS) (TreeInfo, error) {
 	if len(text) > maxTreeInfo {
 		return TreeInfo{}, fmt.Errorf("treeinfo: more than %d bytes", maxTreeInfo)
 	}
-	return parseTreeInfo(string(text))
+	return ParseTreeInfo(string(text))
 }
 
-func parseTreeInfo(text string) (TreeInfo, error) {
+// ParseTreeInfo is ReadTreeInfo for the text of the file.
+func ParseTreeInfo(text string) (TreeInfo, error) {
 	ini, err := parseINI(text)
 	if err != nil {
 		return TreeInfo{}, fmt.Errorf("treeinfo: %w", err)
@@ -78,7 +86,28 @@ func parseTreeInfo(text string) (TreeInfo, error) {
 			return TreeInfo{}, fmt.Errorf("treeinfo: %s %q is no path inside the tree", p.key, p.value)
 		}
 	}
+	info.Repositories = repositories(ini)
+	info.Checksums = map[string]string{}
+	for name, sum := range ini["checksums"] {
+		if digits, ok := strings.CutPrefix(sum, "sha256:"); ok {
+			info.Checksums[name] = strings.ToLower(digits)
+		}
+	}
 	return info, nil
+}
+
+// repositories are those of the tree's variants, as Anaconda takes them since EL8: BaseOS and AppStream.
+func repositories(ini map[string]map[string]string) (list []string) {
+	for section, keys := range ini {
+		if name := path.Clean(keys["repository"]); strings.HasPrefix(section, "variant-") && keys["repository"] != "" && fs.ValidPath(name) && !slices.Contains(list, name) {
+			list = append(list, name)
+		}
+	}
+	if len(list) == 0 {
+		return []string{"."}
+	}
+	slices.Sort(list)
+	return list
 }
 
 // parseINI reads sections of "key = value", as Python's ConfigParser, which writes .treeinfo, defines them,

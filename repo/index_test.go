@@ -149,7 +149,8 @@ func TestPrimaryFaults(t *testing.T) {
 	require.Equal(t, "sha1", list[0].sum.kind)
 	list, err = parse(`<metadata packages="1">` + strings.Replace(good, `"a.rpm"`, `"../../pool/a.rpm"`, 1) + `</metadata>`)
 	require.NoError(t, err)
-	require.True(t, list[0].elsewhere, "Google's repositories were like that")
+	require.Equal(t, place{href: "../../pool/a.rpm"}, list[0].at, "Google's repositories were like that")
+	require.Regexp(t, `^\.elsewhere/[0-9a-f]{16}/a\.rpm$`, list[0].path)
 	for text, want := range map[string]string{
 		`<metadata packages="2"><x>` + good + `</metadata>`: "syntax error",
 		`<metadata>` + good: "EOF",
@@ -210,7 +211,7 @@ func FuzzPrimary(f *testing.F) {
 	f.Fuzz(func(t *testing.T, text []byte) {
 		readPacked(bytes.NewReader(text), 1<<20, func(r io.Reader) error {
 			return parsePrimary(r, true, func(p rpmPackage) error {
-				if !p.elsewhere && (!fs.ValidPath(p.path) || p.size < -1 || p.sum.kind == "") {
+				if !fs.ValidPath(p.path) || p.size < -1 || p.sum.kind == "" {
 					t.Fatalf("accepted: %+v", p)
 				}
 				return nil

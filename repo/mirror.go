@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"net/http"
 	"net/url"
-	"path"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -55,6 +54,15 @@ type set struct {
 
 	files    map[string]want // of repodata, by path
 	packages map[string]want
+	moved    *relocated // what clients get of it, if packages of it are not below the upstream's URL
+}
+
+// text is repomd.xml as clients get it.
+func (s *set) text() []byte {
+	if s.moved != nil {
+		return s.moved.repomd
+	}
+	return s.repomd
 }
 
 // call is work that several wait for.
@@ -81,21 +89,24 @@ func (m *mirror) open(ctx context.Context, r Request) (*File, string, error) {
 		if stale {
 			how = answerStale
 		}
-		return &File{Content: inMemory(cur.repomd), Name: path.Base(r.Path), ModTime: cur.time, ETag: sumOf(cur.repomd).etag()}, how, nil
+		return fileOf(r.Path, cur.text(), cur.time), how, nil
 	case r.Path == repomdPath+".asc":
 		cur, err := m.any(ctx)
 		if err != nil {
 			return nil, "", err
 		}
-		if cur.signature == nil {
+		if cur.signature == nil || cur.moved != nil { // it is of what the upstream says
 			return nil, "", errAbsent
 		}
-		return &File{Content: inMemory(cur.signature), Name: path.Base(r.Path), ModTime: cur.time, ETag: sumOf(cur.signature).etag()}, answerHit, nil
+		return fileOf(r.Path, cur.signature, cur.time), answerHit, nil
 	case strings.HasPrefix(r.Path, keysDir):
 		return m.others.open(ctx, r)
 	}
 	if _, err := m.any(ctx); err != nil && (isPackage(r.Path) || strings.HasPrefix(r.Path, "repodata/")) {
 		return nil, "", err
+	}
+	if text, from, ok := m.lookMoved(r.Path); ok {
+		return fileOf(r.Path, text, from), answerHit, nil
 	}
 	w, ok := m.look(r.Path)
 	if !ok && isPackage(r.Path) {
@@ -112,6 +123,28 @@ func (m *mirror) open(ctx context.Context, r Request) (*File, string, error) {
 		return m.s.object(ctx, m, w, r)
 	}
 	return m.others.open(ctx, r)
+}
+
+// lookMoved finds metadata that was rewritten, the newest first.
+func (m *mirror) lookMoved(name string) (text []byte, from time.Time, ok bool) {
+	m.mu.Lock()
+	sets := m.sets
+	m.mu.Unlock()
+	for _, s := range sets {
+		if text, ok := s.moved.open(name); ok {
+			return text, s.time, true
+		}
+	}
+	return nil, time.Time{}, false
+}
+
+// source is where a file comes from.
+func (m *mirror) source(w want) *url.URL {
+	if w.at != (place{}) {
+		from, _ := w.at.url(m.base) // index has left out what is nowhere
+		return from
+	}
+	return join(m.base, w.path)
 }
 
 func isPackage(name string) bool { return strings.HasSuffix(name, ".rpm") }
@@ -393,35 +426,53 @@ func (m *mirror) fetchSignature(ctx context.Context) ([]byte, error) {
 // index reads the set's primary metadata out of the cache, and pins the set's files.
 func (m *mirror) index(n *set, list []metadata) error {
 	n.files, n.packages = map[string]want{}, map[string]want{}
-	elsewhere := 0
 	for _, file := range list {
 		n.files[file.path] = file.want
 		if file.kind != "primary" {
 			continue
 		}
-		content, ok := m.s.store.open(file.sum)
-		if !ok {
-			return &localFault{fmt.Errorf("%s is not in the cache", file.path)}
+		moved := 0
+		read := func(f func(io.Reader) error) error {
+			content, ok := m.s.store.open(file.sum)
+			if !ok {
+				return &localFault{fmt.Errorf("%s is not in the cache", file.path)}
+			}
+			defer content.Close()
+			if err := readPacked(content, file.unpacked, f); err != nil {
+				return lie("sends primary metadata that is none: %v", err)
+			}
+			return nil
 		}
-		err := readPacked(content, file.unpacked, func(r io.Reader) error {
+		err := read(func(r io.Reader) error {
 			return parsePrimary(r, false, func(p rpmPackage) error {
-				if p.elsewhere {
-					elsewhere++
-					return nil
+				if p.at != (place{}) {
+					if !m.reaches(p.at) {
+						return nil
+					}
+					moved++
 				}
 				n.packages[p.path] = p.want
 				return nil
 			})
 		})
-		content.Close()
+		if err == nil && moved > 0 {
+			err = read(func(r io.Reader) (err error) {
+				n.moved, err = relocateFrom(n.repomd, r, m.reaches)
+				return err
+			})
+			m.s.o.Log.Info("repo: packages are not below the repository's URL: its metadata is served with other locations, and unsigned", "repo", m.name, "packages", moved)
+		}
 		if err != nil {
-			return lie("sends primary metadata that is none: %v", err)
+			return err
 		}
 	}
-	if elsewhere > 0 {
-		m.s.o.Log.Warn("repo: packages that are not below the repository's URL cannot be served from here", "repo", m.name, "packages", elsewhere)
-	}
 	return nil
+}
+
+// reaches is false for places that are on no server.
+func (m *mirror) reaches(p place) bool {
+	_, ok := p.url(m.base)
+	return ok
 }
 
 // readPacked unpacks and reads.

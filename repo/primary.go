@@ -5,8 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
-	"strings"
 )
 
 // maxPackages bounds a repository, maxPackage one package.
@@ -20,21 +20,20 @@ type rpmPackage struct {
 	want
 	name, arch              string
 	epoch, version, release string
-	elsewhere               bool     // it is not below the repository: path is empty
-	provides                []string // only if asked for
+	provides, requires      []string // names of capabilities and files; only if asked for
 }
 
-// parsePrimary reads primary.xml, and calls f for every package. What each provides is read if asked for. How many
+// parsePrimary reads primary.xml, and calls f for every package. What each provides and requires is read if asked for. How many
 // packages the root element announces is not held against it: yum and dnf do not either, and the checksum in
 // repomd.xml tells a whole file from a part.
-func parsePrimary(r io.Reader, provides bool, f func(rpmPackage) error) error {
+func parsePrimary(r io.Reader, dependencies bool, f func(rpmPackage) error) error {
 	t := newTokens(r, "metadata")
 	n := 0
 	return t.document(func(tag xml.StartElement) error {
 		if tag.Name.Local != "package" {
 			return t.skip()
 		}
-		p, err := t.rpm(provides)
+		p, err := t.rpm(dependencies)
 		if err != nil {
 			return fmt.Errorf("package %d %.80q: %w", n+1, p.name, err)
 		}
@@ -45,7 +44,7 @@ func parsePrimary(r io.Reader, provides bool, f func(rpmPackage) error) error {
 	})
 }
 
-func (t *tokens) rpm(provides bool) (p rpmPackage, err error) {
+func (t *tokens) rpm(dependencies bool) (p rpmPackage, err error) {
 	p.size = -1
 	err = t.children(func(tag xml.StartElement) (err error) {
 		switch tag.Name.Local {
@@ -71,14 +70,15 @@ func (t *tokens) rpm(provides bool) (p rpmPackage, err error) {
 				return err
 			}
 		case "location":
-			p.path, err = location(tag)
-			if p.elsewhere = errors.Is(err, errElsewhere); err != nil && !p.elsewhere {
+			if p.path, p.at, err = location(tag); errors.Is(err, errElsewhere) {
+				p.path, err = p.at.servedAs(), nil
+			}
+			if err != nil {
 				return err
 			}
 		case "format":
-			if provides {
-				p.provides, err = t.provides()
-				return err
+			if dependencies {
+				return t.format(&p)
 			}
 		}
 		return t.skip()
@@ -89,7 +89,6 @@ func (t *tokens) rpm(provides bool) (p rpmPackage, err error) {
 		err = errors.New("it has no name, version or architecture")
 	case len(p.name)+len(p.arch)+len(p.epoch)+len(p.version)+len(p.release) > 2048:
 		err = errors.New("its name is too long")
-	case p.elsewhere:
 	case p.path == "" || p.sum.kind == "":
 		err = errors.New("it has no location or checksum")
 	case p.path == repomdPath:
@@ -98,21 +97,30 @@ func (t *tokens) rpm(provides bool) (p rpmPackage, err error) {
 	return p, err
 }
 
-// provides lists the names that a package can be asked for by, without what only the dependencies of other
-// packages use: libraries and the like, which have parentheses.
-func (t *tokens) provides() (names []string, err error) {
-	err = t.children(func(tag xml.StartElement) error {
-		if tag.Name.Local != "provides" {
-			return t.skip()
+// format reads what a package provides, files included, and what it requires.
+func (t *tokens) format(p *rpmPackage) error {
+	return t.children(func(tag xml.StartElement) error {
+		switch tag.Name.Local {
+		case "provides":
+			return t.entries(&p.provides)
+		case "requires":
+			return t.entries(&p.requires)
+		case "file":
+			name, err := t.text()
+			p.provides = append(p.provides, name)
+			return err
 		}
-		return t.children(func(entry xml.StartElement) error {
-			if name := attribute(entry, "name"); name != "" && !strings.ContainsAny(name, "()") {
-				names = append(names, name)
-			}
-			return t.skip()
-		})
+		return t.skip()
 	})
-	return names, err
+}
+
+func (t *tokens) entries(into *[]string) error {
+	return t.children(func(entry xml.StartElement) error {
+		if name := attribute(entry, "name"); name != "" && !slices.Contains(*into, name) {
+			*into = append(*into, name)
+		}
+		return t.skip()
+	})
 }
 
 // evr is epoch, version and release as people write them.

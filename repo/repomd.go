@@ -23,6 +23,7 @@ const maxMetadata = 1 << 30
 // want is a file that is known by its checksum before it is fetched.
 type want struct {
 	path string // below the repository, clean
+	at   place  // where it is, if it is not below the repository; path is then what it is served as
 	sum  sum
 	size int64 // -1: not known
 	time time.Time
@@ -33,6 +34,7 @@ type metadata struct {
 	want
 	kind     string // primary, filelists, group, …
 	unpacked int64  // bytes, 0: not said
+	database int    // version of a database's format; yum 3.4.3 reads 10
 }
 
 const repomdPath = "repodata/repomd.xml"
@@ -76,7 +78,7 @@ func (t *tokens) data(kind string) (m metadata, err error) {
 	m = metadata{want: want{size: -1}, kind: kind}
 	err = t.children(func(tag xml.StartElement) error {
 		if tag.Name.Local == "location" {
-			if m.path, err = location(tag); err != nil {
+			if m.path, _, err = location(tag); err != nil {
 				return err
 			}
 			return t.skip()
@@ -93,6 +95,8 @@ func (t *tokens) data(kind string) (m metadata, err error) {
 			m.size, err = number(text, maxMetadata)
 		case "open-size":
 			m.unpacked, err = number(text, maxUnpacked)
+		case "database_version":
+			m.database, _ = strconv.Atoi(text)
 		case "timestamp":
 			m.time = timestamp(text)
 		}
@@ -130,25 +134,26 @@ func timestamp(text string) time.Time {
 // errElsewhere is a location that is not below the repository.
 var errElsewhere = errors.New("its location is not below the repository")
 
-// location is the path of a file below the repository, decoded: clients may send it encoded in several ways.
-func location(tag xml.StartElement) (string, error) {
-	href := attribute(tag, "href")
-	if base := attribute(tag, "base"); base != "" { // xml:base: the file is on another server
-		return "", errElsewhere
-	}
+// location is the path of a file below the repository, decoded: clients may send it encoded in several ways. A file
+// that is elsewhere is errElsewhere; where it is says its second result.
+func location(tag xml.StartElement) (string, place, error) {
+	at := place{base: attribute(tag, "base"), href: attribute(tag, "href")} // xml:base
+	href := at.href
 	if plain, err := url.PathUnescape(href); err == nil {
 		href = plain
 	}
 	name := path.Clean(href)
 	switch {
 	case href == "" || name == ".":
-		return "", errors.New("its location is empty")
+		return "", at, errors.New("its location is empty")
 	case len(name) > 1024 || strings.ContainsFunc(name, unicode.IsControl) || strings.Contains(name, `\`):
-		return "", errors.New("its location is no path")
-	case name[0] == '/' || name == ".." || strings.HasPrefix(name, "../"):
-		return "", errElsewhere
+		return "", at, errors.New("its location is no path")
+	case !fs.ValidPath(path.Base(name)):
+		return "", at, errors.New("its location is no path")
+	case at.base != "" || name[0] == '/' || strings.HasPrefix(name, "../"):
+		return "", at, errElsewhere
 	case !fs.ValidPath(name):
-		return "", errors.New("its location is no path")
+		return "", at, errors.New("its location is no path")
 	}
-	return name, nil
+	return name, place{}, nil
 }

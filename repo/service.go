@@ -22,6 +22,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -77,15 +78,10 @@ type Service struct {
 	mu      sync.Mutex
 	closed  bool
 	mirrors map[string]*mirror
-	trees   map[string]localTree
+	locals  map[string]*Local
 	fetches map[sum]*fetch
 	failed_ map[sum]failure
 	warm    chan struct{} // tells Run of new mirrors
-}
-
-type localTree struct {
-	dir  string
-	tree media.Tree
 }
 
 type failure struct {
@@ -111,7 +107,7 @@ func Open(o Options) (*Service, error) {
 		return nil, fmt.Errorf("repo: cache: %w", err)
 	}
 	s := &Service{o: o, store: st, client: newClient(o), metrics: m,
-		mirrors: map[string]*mirror{}, trees: map[string]localTree{}, fetches: map[sum]*fetch{}, failed_: map[sum]failure{},
+		mirrors: map[string]*mirror{}, locals: map[string]*Local{}, fetches: map[sum]*fetch{}, failed_: map[sum]failure{},
 		warm: make(chan struct{}, 1)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
 	return s, nil
@@ -122,26 +118,26 @@ func Open(o Options) (*Service, error) {
 func (s *Service) Set(specs []Spec) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	mirrors, trees := map[string]*mirror{}, map[string]localTree{}
-	var opened []media.Tree
+	mirrors, locals := map[string]*mirror{}, map[string]*Local{}
+	var opened []*Local
 	var faults []error
 	for _, spec := range specs {
-		if mirrors[spec.Name] != nil || trees[spec.Name].tree != nil {
+		if mirrors[spec.Name] != nil || locals[spec.Name] != nil {
 			faults = append(faults, fmt.Errorf("repository %q is there twice", spec.Name))
 			continue
 		}
 		if spec.Dir != "" {
-			if was, same := s.trees[spec.Name]; same && was.dir == spec.Dir {
-				trees[spec.Name] = was
+			if was := s.locals[spec.Name]; was != nil && was.dir == spec.Dir {
+				locals[spec.Name] = was
 				continue
 			}
-			tree, err := media.OpenDir(spec.Dir)
+			l, err := OpenLocal(spec.Dir)
 			if err != nil {
 				faults = append(faults, fmt.Errorf("repository %q: %w", spec.Name, err))
 				continue
 			}
-			opened = append(opened, tree)
-			trees[spec.Name] = localTree{spec.Dir, tree}
+			opened = append(opened, l)
+			locals[spec.Name] = l
 			continue
 		}
 		base, err := url.Parse(spec.URL)
@@ -156,14 +152,14 @@ func (s *Service) Set(specs []Spec) error {
 		mirrors[spec.Name] = newMirror(s, spec, base)
 	}
 	if len(faults) > 0 {
-		for _, tree := range opened {
-			tree.Close()
+		for _, l := range opened {
+			l.Close()
 		}
 		return errors.Join(faults...)
 	}
-	for name, was := range s.trees {
-		if trees[name] != was {
-			was.tree.Close()
+	for name, was := range s.locals {
+		if locals[name] != was {
+			was.Close()
 		}
 	}
 	for name, was := range s.mirrors {
@@ -171,7 +167,7 @@ func (s *Service) Set(specs []Spec) error {
 			s.store.pin(name, nil)
 		}
 	}
-	s.mirrors, s.trees = mirrors, trees
+	s.mirrors, s.locals = mirrors, locals
 	select {
 	case s.warm <- struct{}{}:
 	default:
@@ -183,7 +179,7 @@ func (s *Service) Set(specs []Spec) error {
 func (s *Service) Names() []string {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return slices.Sorted(maps.Keys(mergeKeys(s.mirrors, s.trees)))
+	return slices.Sorted(maps.Keys(mergeKeys(s.mirrors, s.locals)))
 }
 
 func mergeKeys[A, B any](a map[string]A, b map[string]B) map[string]bool {
@@ -208,13 +204,21 @@ func (s *Service) Run(ctx context.Context) error {
 		case <-s.warm:
 		}
 		s.mu.Lock()
-		mirrors := slices.Collect(maps.Values(s.mirrors))
+		mirrors, locals := slices.Collect(maps.Values(s.mirrors)), maps.Clone(s.locals)
 		s.mu.Unlock()
 		var group errgroup.Group
 		group.SetLimit(4)
 		for _, m := range mirrors {
 			group.Go(func() error {
 				m.current(ctx) // a failure is logged there
+				return nil
+			})
+		}
+		for name, l := range locals {
+			group.Go(func() error {
+				if _, err := l.current(); err != nil && !errors.Is(err, fs.ErrClosed) {
+					s.o.Log.Warn("repo: the metadata of a directory cannot be read", "repo", name, "err", err)
+				}
 				return nil
 			})
 		}
@@ -226,14 +230,14 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	trees := s.trees
-	s.trees, s.mirrors = map[string]localTree{}, map[string]*mirror{}
+	locals := s.locals
+	s.locals, s.mirrors = map[string]*Local{}, map[string]*mirror{}
 	s.mu.Unlock()
 	s.cancel()
 	s.running.Wait()
 	s.client.http.CloseIdleConnections()
-	for _, t := range trees {
-		t.tree.Close()
+	for _, l := range locals {
+		l.Close()
 	}
 	return nil
 }
@@ -253,7 +257,7 @@ func (s *Service) goOnLocked(f func(ctx context.Context)) bool {
 	return true
 }
 
-// File is an opened file of a pull-through repository.
+// File is an opened file of a repository.
 type File struct {
 	Content media.Content
 	Name    string
@@ -261,12 +265,12 @@ type File struct {
 	ETag    string    // strong, with its quotes
 }
 
-// Tree is the directory of a local repository.
-func (s *Service) Tree(name string) (media.Tree, bool) {
+// Local is a repository in a directory.
+func (s *Service) Local(name string) (*Local, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	t, ok := s.trees[name]
-	return t.tree, ok
+	l, ok := s.locals[name]
+	return l, ok
 }
 
 // Request is what a client wants of a pull-through repository.
@@ -367,7 +371,7 @@ func (s *Service) begin(m *mirror, w want) (f *fetch, stored *blob, began bool, 
 		}
 		delete(s.failed_, w.sum)
 	}
-	f = newFetch(m.name, w, join(m.base, w.path))
+	f = newFetch(m.name, w, m.source(w))
 	if !s.goOnLocked(func(ctx context.Context) { f.run(ctx, s) }) {
 		return nil, nil, false, &UpstreamError{Repo: m.name, Path: w.path, Reason: "is not asked any more: the appliance ends"}
 	}
@@ -450,7 +454,10 @@ func (u *unread) Seek(offset int64, whence int) (int64, error) {
 // memory is a small content that is held in memory.
 type memory struct{ *bytes.Reader }
 
-func inMemory(text []byte) memory { return memory{bytes.NewReader(text)} }
+// fileOf is a file that is held in memory.
+func fileOf(name string, text []byte, from time.Time) *File {
+	return &File{Content: memory{bytes.NewReader(text)}, Name: path.Base(name), ModTime: from, ETag: sumOf(text).etag()}
+}
 
 func (memory) Close() error                                { return nil }
 func (memory) Region() (f *os.File, off, n int64, ok bool) { return nil, 0, 0, false }

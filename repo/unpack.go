@@ -13,6 +13,21 @@ import (
 	"github.com/ulikunitz/xz"
 )
 
+// packings are the compressions of metadata by how they begin: gzip is RFC 1952, zstd RFC 8878.
+var packings = []struct{ name, magic string }{
+	{"gz", "\x1f\x8b"}, {"xz", "\xfd7zXZ\x00"}, {"zst", "\x28\xb5\x2f\xfd"}, {"bz2", "BZh"},
+}
+
+// packing names the compression of what begins with these bytes; "" is none.
+func packing(begin []byte) string {
+	for _, p := range packings {
+		if bytes.HasPrefix(begin, []byte(p.magic)) {
+			return p.name
+		}
+	}
+	return ""
+}
+
 // unpack opens a file of repodata by what it begins with: its name does not always tell. limit is how much
 // it may unpack to: a small file can hold terabytes of zeros.
 func unpack(r io.Reader, limit int64) (io.ReadCloser, error) {
@@ -24,22 +39,21 @@ func unpack(r io.Reader, limit int64) (io.ReadCloser, error) {
 	if err != nil && !errors.Is(err, io.EOF) {
 		return nil, err
 	}
-	var out io.Reader
+	var out io.Reader = in
+	err = nil
 	closer := func() {}
-	switch {
-	case bytes.HasPrefix(magic, []byte{0x1f, 0x8b}): // RFC 1952
+	switch packing(magic) {
+	case "gz":
 		out, err = gzip.NewReader(in)
-	case bytes.HasPrefix(magic, []byte{0xfd, '7', 'z', 'X', 'Z', 0}):
+	case "xz":
 		out, err = xz.ReaderConfig{DictCap: 64 << 20}.NewReader(in)
-	case bytes.HasPrefix(magic, []byte{0x28, 0xb5, 0x2f, 0xfd}): // RFC 8878
+	case "zst":
 		var d *zstd.Decoder
 		if d, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20)); err == nil {
 			out, closer = d, d.Close
 		}
-	case bytes.HasPrefix(magic, []byte("BZh")):
-		out, err = bzip2.NewReader(in), nil
-	default:
-		out, err = in, nil
+	case "bz2":
+		out = bzip2.NewReader(in)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("unpack: %w", err)

@@ -3,6 +3,7 @@
 // bench-repo makes a package repository of 100 MB, and fetches it by many clients at once, for bench-repo.sh:
 //
 //	go run scripts/bench-repo.go make DIR
+//	go run scripts/bench-repo.go medium DIR    (a small installation tree, for any benchmark)
 //	go run scripts/bench-repo.go fetch DIR URL CLIENTS
 package main
 
@@ -29,11 +30,13 @@ func main() {
 	switch {
 	case len(os.Args) == 3 && os.Args[1] == "make":
 		err = repotest.Make("gz", packages()).Write(os.Args[2])
+	case len(os.Args) == 3 && os.Args[1] == "medium":
+		err = repotest.Medium().Write(os.Args[2])
 	case len(os.Args) == 5 && os.Args[1] == "fetch":
 		clients, _ := strconv.Atoi(os.Args[4])
 		err = fetch(os.Args[2], strings.TrimSuffix(os.Args[3], "/")+"/", clients)
 	default:
-		err = errors.New("usage: make DIR | fetch DIR URL CLIENTS")
+		err = errors.New("usage: make DIR | medium DIR | fetch DIR URL CLIENTS")
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)

@@ -27,9 +27,8 @@ serve() { # NAME COMMAND...
 }
 go build -o "$tmp/client" scripts/bench-repo.go
 "$tmp/client" make "$tmp/repo"
-mkdir -p "$tmp/tree/images/pxeboot" "$tmp/cache"
-printf '[general]\nfamily = CentOS\nversion = 7\narch = x86_64\n[images-x86_64]\nkernel = images/pxeboot/vmlinuz\ninitrd = images/pxeboot/initrd.img\n' >"$tmp/tree/.treeinfo"
-echo x | tee "$tmp/tree/images/pxeboot/vmlinuz" >"$tmp/tree/images/pxeboot/initrd.img"
+mkdir "$tmp/cache"
+"$tmp/client" medium "$tmp/tree"
 chmod -R a+rX "$tmp"
 
 # shellcheck disable=SC2016 # $status and $uri are nginx's

@@ -60,10 +60,12 @@ middle() { # KEY LABEL
 ratio() { awk -v a="$1" -v b="$2" 'BEGIN { if (b > 0) printf "%.2f", a / b; else printf "-" }'; }
 
 # --- the work: an ISO with one large file, a thousand reserved machines ---------------------------------
-mkdir -p "$tmp/tree/images/pxeboot" "$tmp/tree/Packages" "$tmp/tftp"
+mkdir -p "$tmp/tftp"
+go run scripts/bench-repo.go medium "$tmp/tree"
 printf '[general]\nfamily = CentOS\nversion = 7\narch = x86_64\n[images-x86_64]\nkernel = images/pxeboot/vmlinuz\ninitrd = images/pxeboot/initrd.img\n' >"$tmp/tree/.treeinfo"
-head -c 1000000 /dev/urandom >"$tmp/tree/images/pxeboot/vmlinuz"
-head -c 33554432 /dev/urandom >"$tmp/tree/images/pxeboot/initrd.img"
+# Both stay what they are by their first bytes, which is all that anybody looks at here.
+head -c 1000000 /dev/urandom >>"$tmp/tree/images/pxeboot/vmlinuz"
+head -c 33554432 /dev/urandom >>"$tmp/tree/images/pxeboot/initrd.img"
 head -c 67108864 /dev/urandom >"$tmp/tree/Packages/large.rpm"
 xorriso -as mkisofs -quiet -R -J -V BENCH -o "$tmp/bench.iso" "$tmp/tree" 2>/dev/null
 mkdir -p "$tmp/tftp/media/bench/images"

@@ -9,7 +9,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"rackstrap/cluster"
-	"rackstrap/images"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -131,18 +130,6 @@ func (a *app) verifyCommand() *cobra.Command {
 			return nil
 		},
 	}
-}
-
-// checkImages reads the archives of container images, and tells what of their directory will not be served.
-func checkImages(cmd *cobra.Command, cfg *inventory.Config) error {
-	near, err := images.Open(cfg.Cluster.Images, nil)
-	if err != nil {
-		return err
-	}
-	for _, name := range near.Ignored {
-		warn(cmd, []string{fmt.Sprintf("cluster.images: %s is no .tar, and not served", name)})
-	}
-	return near.Close()
 }
 
 // checkCluster renders what kubeadm and kubectl are given, so that a fault shows before a machine does.

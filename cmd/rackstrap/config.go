@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"log/slog"
 	"net"
@@ -108,13 +107,9 @@ func (a *app) checkCommand() *cobra.Command {
 			if err := cfg.CheckFiles(); err != nil {
 				return &configError{err}
 			}
-			if err := checkBoot(cmd.Context(), cfg); err != nil {
-				return &configError{err}
-			}
-			if err := checkServers(cmd, cfg); err != nil {
-				return &configError{err}
-			}
-			if err := checkImages(cmd, cfg); err != nil {
+			report := verdict(cmd.Context(), cfg, reach{servers: serverTime, images: true})
+			warn(cmd, report.Warnings())
+			if err := report.Err(); err != nil {
 				return &configError{err}
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "%s: good: %d machines, %d media\n", cfg.Path, len(cfg.Machines), len(cfg.Media))
@@ -125,22 +120,6 @@ func (a *app) checkCommand() *cobra.Command {
 
 // serverTime is how long upstream servers may take to tell `check` what they have.
 const serverTime = 5 * time.Second
-
-// checkServers looks for what the installations fetch from servers, as far as they answer in a short time.
-func checkServers(cmd *cobra.Command, cfg *inventory.Config) error {
-	warnings, err := lookUpPackages(cmd.Context(), cfg)
-	warn(cmd, warnings)
-	return err
-}
-
-func lookUpPackages(ctx context.Context, cfg *inventory.Config) (warnings []string, err error) {
-	plan, rack, err := offlinePlan(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	defer plan.Library().Close()
-	return checkPackages(ctx, rack.Config(), plan.Library(), lookUp{servers: serverTime})
-}
 
 func (a *app) versionCommand() *cobra.Command {
 	return &cobra.Command{

@@ -150,7 +150,7 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 		return err
 	}
 	d.add("repos", "", d.repos, d.repos.Run)
-	d.add("packages", "", nil, d.watchPackages)
+	d.add("packages", "", nil, d.watchServers)
 	d.renderer = renderer
 	web, err := httpboot.Listen(httpboot.Options{Rack: d.rack, Plan: d.plan, Repos: d.repos, Kickstart: answers, Agents: agents, Images: d.images.Load, Log: d.log, Now: time.Now, Metrics: metrics, Gatherer: metrics,
 		Interface: cfg.Server.Interface, Address: cfg.Server.Address, Port: cfg.Server.HTTPPort})

@@ -16,18 +16,29 @@ import (
 
 	"rackstrap/assets"
 	"rackstrap/dhcp"
-	"rackstrap/httpboot"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
-	"rackstrap/media"
 	"rackstrap/operator"
+	"rackstrap/preflight"
 )
 
 // finding is the outcome of one check of `doctor`.
 type finding struct {
-	Check string `json:"check"`
-	OK    bool   `json:"ok"`
-	Text  string `json:"text"`
+	Check   string `json:"check"`
+	OK      bool   `json:"ok"`
+	Warning bool   `json:"warning,omitempty"` // of one that is OK: there is something to know
+	Text    string `json:"text"`
+}
+
+// mark is how a table shows it.
+func (f finding) mark() string {
+	switch {
+	case !f.OK:
+		return "FAULT"
+	case f.Warning:
+		return "WARNING"
+	}
+	return "ok"
 }
 
 func (a *app) doctorCommand() *cobra.Command {
@@ -37,11 +48,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		findings := a.examine(cmd.Context())
 		err := print(cmd, *format, findings, func(w io.Writer) {
 			for _, f := range findings {
-				mark := "ok"
-				if !f.OK {
-					mark = "FAULT"
-				}
-				fmt.Fprintf(w, "%s\t%s\t%s\n", mark, f.Check, f.Text)
+				fmt.Fprintf(w, "%s\t%s\t%s\n", f.mark(), f.Check, f.Text)
 			}
 		})
 		if err != nil {
@@ -82,21 +89,7 @@ func (a *app) examine(ctx context.Context) []finding {
 		cfg = resolved
 	}
 	found("files", cfg.CheckFiles(), "all there")
-	for _, m := range cfg.Media {
-		if m.URL == "" {
-			kernel, err := examineMedium(m)
-			found("medium "+m.Name, err, "readable, kernel %s", kernel)
-		}
-	}
-	loaders, err := assets.OpenLoaders(cfg.Server.LoadersDir)
-	if found("loaders", errors.Join(err, missingLoaders(loaders)), "%s", loaderText(loaders)) {
-		if found("boot of every machine", checkBoot(ctx, cfg), "renders") {
-			warnings, err := lookUpPackages(ctx, cfg)
-			found("packages", err, "%s", or(strings.Join(warnings, "; "), "all are where they will be looked for"))
-		}
-	}
-	archs, err := examineAgents(cfg.Server.AgentsDir)
-	found("agents", err, "static, for %s", archs)
+	findings = append(findings, judged(cfg, verdict(ctx, cfg, reach{servers: serverTime, images: true}))...)
 	found("data directory", writable(cfg.Server.DataDir), "%s can be written", cfg.Server.DataDir)
 	if !up {
 		return findings
@@ -133,17 +126,38 @@ func addressAdvice(cfg *inventory.Config) string {
 	return fmt.Sprintf("; with network.dhcp.mode: %s the other DHCP server has to reserve them, by MAC", cfg.Network.DHCP.Mode)
 }
 
-// examineAgents looks at the programs that nodes will be given.
-func examineAgents(dir string) (archs string, err error) {
-	agents, err := httpboot.OpenAgents(dir)
-	if err != nil {
-		return "", err
+// judged is the verdict as findings: a line for each fault and warning, and one for each subject that has none and could be
+// looked at.
+func judged(cfg *inventory.Config, report preflight.Report) (findings []finding) {
+	examined := len(report.About("profiles"))+len(report.About("repositories")) == 0
+	good := func(text, subject string, depends ...string) {
+		for _, other := range depends {
+			if len(report.About(other).Faults()) > 0 {
+				return
+			}
+		}
+		if examined && len(report.About(subject)) == 0 {
+			findings = append(findings, finding{Check: subject, OK: true, Text: text})
+		}
 	}
-	defer agents.Close()
-	if dynamic := agents.Dynamic(); len(dynamic) > 0 {
-		return "", fmt.Errorf("the program for %s needs libraries of the system that it was built on, and may not start on a node: build with `make`", strings.Join(dynamic, ", "))
+	for _, m := range cfg.Media {
+		if m.URL == "" {
+			good("there, whole and readable", "medium "+m.Name)
+		}
 	}
-	return strings.Join(agents.Architectures(), ", "), nil
+	good(loaderText(cfg), "loaders")
+	good("of every machine renders", "boot", "medium", "loaders")
+	if len(report.About("repository")) == 0 { // its warnings are about packages
+		good("all are where they will be looked for", "packages", "medium")
+	}
+	good("are what their installers read", "kickstarts")
+	good("there for every medium", "agents", "medium")
+	good("all can be imported", "images")
+	good("what kubeadm and kubectl are given renders", "cluster")
+	for _, f := range report {
+		findings = append(findings, finding{Check: f.Subject, OK: f.Warning, Warning: f.Warning, Text: f.Text})
+	}
+	return findings
 }
 
 func interfaceText(cfg *inventory.Config) string {
@@ -153,44 +167,10 @@ func interfaceText(cfg *inventory.Config) string {
 	return fmt.Sprintf("%s has %s", cfg.Server.Interface, cfg.Server.Address)
 }
 
-func examineMedium(m inventory.Medium) (kernel string, err error) {
-	library, err := media.OpenLibrary([]media.Spec{{Name: m.Name, ISO: m.ISO, Dir: m.Dir}})
+// loaderText lists what each firmware gets.
+func loaderText(cfg *inventory.Config) string {
+	loaders, err := assets.OpenLoaders(cfg.Server.LoadersDir)
 	if err != nil {
-		return "", err
-	}
-	defer library.Close()
-	tree, _ := library.Tree(m.Name)
-	info, err := media.ReadTreeInfo(tree)
-	if err != nil {
-		return "", err
-	}
-	for _, name := range []string{info.Kernel, info.Initrd} {
-		if _, err := tree.Lookup(name); err != nil {
-			return "", err
-		}
-	}
-	return info.Kernel, nil
-}
-
-// missingLoaders is an error where the common firmware of servers would get none.
-func missingLoaders(loaders *assets.Loaders) error {
-	if loaders == nil {
-		return nil
-	}
-	var missing []string
-	for _, f := range []assets.Firmware{assets.BIOS, assets.EFIX64, assets.HTTPX64} {
-		if _, ok := loaders.For(f); !ok {
-			missing = append(missing, string(f))
-		}
-	}
-	if len(missing) > 0 {
-		return fmt.Errorf("none for %s: build with `make`, which embeds them, or name a directory in server.loaders_dir", strings.Join(missing, ", "))
-	}
-	return nil
-}
-
-func loaderText(loaders *assets.Loaders) string {
-	if loaders == nil {
 		return ""
 	}
 	var text, none []string

@@ -3,14 +3,12 @@ package main
 import (
 	"context"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"net"
 	"runtime"
 	"strconv"
 	"strings"
 
-	"rackstrap/assets"
 	"rackstrap/bootplan"
 	"rackstrap/httpboot"
 	"rackstrap/inventory"
@@ -83,12 +81,7 @@ func renderSample(r *kickstart.Renderer, cfg *inventory.Config, m inventory.Mach
 // checkKickstarts renders every machine's kickstart, and reads it as its installer will. Machines that differ
 // in nothing but name, MAC and address, which the inventory admits in harmless characters only, have the same
 // syntax: one of them is read for all, since a thousand kickstarts are thousands of scripts for `bash -n`.
-func checkKickstarts(cfg *inventory.Config) error {
-	renderer, err := kickstart.New(assets.Profiles())
-	if err != nil {
-		return err
-	}
-	var faults []error
+func checkKickstarts(renderer *kickstart.Renderer, cfg *inventory.Config) (faults []error) {
 	read := map[string]bool{}
 	for _, m := range cfg.Machines {
 		text, err := renderSample(renderer, cfg, m)
@@ -106,5 +99,5 @@ func checkKickstarts(cfg *inventory.Config) error {
 			faults = append(faults, fmt.Errorf("kickstart of %s: %s", m.Name, problem))
 		}
 	}
-	return errors.Join(faults...)
+	return faults
 }

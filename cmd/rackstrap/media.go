@@ -4,11 +4,13 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"rackstrap/inventory"
 	"rackstrap/media"
+	"rackstrap/preflight"
 )
 
 func (a *app) mediaCommand() *cobra.Command {
@@ -27,6 +29,7 @@ type medium struct {
 	Shim    string `json:"shim,omitempty"`
 	Files   int    `json:"files,omitempty"`
 	Fault   string `json:"fault,omitempty"`
+	Warning string `json:"warning,omitempty"`
 }
 
 func (a *app) mediaListCommand() *cobra.Command {
@@ -37,40 +40,55 @@ func (a *app) mediaListCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
+		report := verdict(cmd.Context(), cfg, reach{})
 		list := []medium{}
 		for _, m := range cfg.Media {
-			list = append(list, inspect(m))
+			list = append(list, inspect(m, report.About("medium "+m.Name)))
 		}
 		return print(cmd, *format, list, func(w io.Writer) {
-			fmt.Fprintln(w, "NAME\tWHERE\tPRODUCT\tKERNEL\tSHIM\tFILES\tFAULT")
+			fmt.Fprintln(w, "NAME\tWHERE\tPRODUCT\tKERNEL\tSHIM\tFILES\tVERDICT")
 			for _, m := range list {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", m.Name, m.Where, or(m.Product, "-"), or(m.Kernel, "-"), or(m.Shim, "-"), m.Files, or(m.Fault, "-"))
+				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", m.Name, m.Where, or(m.Product, "-"), or(m.Kernel, "-"), or(m.Shim, "-"), m.Files, m.verdict())
 			}
 		})
 	}
 	return cmd
 }
 
-func inspect(m inventory.Medium) medium {
+func (m medium) verdict() string {
+	switch {
+	case m.Fault != "":
+		return "FAULT: " + m.Fault
+	case m.Warning != "":
+		return "warning: " + m.Warning
+	}
+	return "good"
+}
+
+func inspect(m inventory.Medium, report preflight.Report) medium {
 	out := medium{Name: m.Name, Where: or(m.ISO, or(m.Dir, m.URL))}
+	for _, f := range report {
+		into := &out.Fault
+		if f.Warning {
+			into = &out.Warning
+		}
+		*into = strings.TrimPrefix(*into+"; "+f.Text, "; ")
+	}
 	if m.URL != "" {
 		return out // on a mirror: nothing to look into
 	}
 	library, err := media.OpenLibrary([]media.Spec{{Name: m.Name, ISO: m.ISO, Dir: m.Dir}})
 	if err != nil {
-		out.Fault = err.Error()
-		return out
+		return out // it is in the report
 	}
 	defer library.Close()
 	tree, _ := library.Tree(m.Name)
 	if image, ok := tree.(*media.Image); ok {
 		out.Files = image.Files()
 	}
-	info, err := media.ReadTreeInfo(tree)
-	if err != nil {
-		out.Fault = err.Error()
+	if info, err := media.ReadTreeInfo(tree); err == nil {
+		out.Product, out.Kernel = info.Family+" "+info.Version+" "+info.Arch, info.Kernel
 	}
-	out.Product, out.Kernel = info.Family+" "+info.Version+" "+info.Arch, info.Kernel
 	if dir, shim, _, err := media.FindShim(tree); err == nil {
 		out.Shim = dir + "/" + shim
 	}
@@ -80,7 +98,7 @@ func inspect(m inventory.Medium) medium {
 func (a *app) mediaVerifyCommand() *cobra.Command {
 	return &cobra.Command{
 		Use:   "verify [NAME]",
-		Short: "Compare the ISO images with the SHA-256 of the configuration",
+		Short: "Compare the ISO images with the SHA-256 of the configuration, and look for what installations need",
 		Args:  args(cobra.MaximumNArgs(1)),
 		RunE: func(cmd *cobra.Command, given []string) error {
 			cfg, err := a.loadConfig()
@@ -88,11 +106,16 @@ func (a *app) mediaVerifyCommand() *cobra.Command {
 				return err
 			}
 			out, seen := cmd.OutOrStdout(), false
+			report := verdict(cmd.Context(), cfg, reach{})
+			faults := preflight.Report{}
 			for _, m := range cfg.Media {
 				if len(given) == 1 && m.Name != given[0] {
 					continue
 				}
 				seen = true
+				about := report.About("medium " + m.Name)
+				faults = append(faults, about...)
+				warn(cmd, about.Warnings())
 				if m.ISO == "" || m.SHA256 == "" {
 					fmt.Fprintf(out, "%s: nothing to compare: it has no iso with a sha256\n", m.Name)
 					continue
@@ -100,12 +123,14 @@ func (a *app) mediaVerifyCommand() *cobra.Command {
 				if err := media.Verify(cmd.Context(), m.ISO, m.SHA256, progress(m.Name)); err != nil {
 					return fmt.Errorf("%s: %w", m.Name, err)
 				}
-				fmt.Fprintf(out, "%s: good\n", m.Name)
+				if len(about.Faults()) == 0 {
+					fmt.Fprintf(out, "%s: good\n", m.Name)
+				}
 			}
 			if !seen && len(given) == 1 {
 				return &usageError{fmt.Errorf("no medium %q in the configuration", given[0])}
 			}
-			return nil
+			return faults.Err()
 		},
 	}
 }

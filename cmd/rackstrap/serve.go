@@ -2,17 +2,13 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
-	"net/netip"
 	"os"
 	"runtime/debug"
-	"time"
 
 	"github.com/spf13/cobra"
 
-	"rackstrap/assets"
 	"rackstrap/bootplan"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
@@ -30,14 +26,11 @@ func (a *app) serveCommand() *cobra.Command {
 		Short: "Serve the rack: DHCP, TFTP, HTTP boot, kickstarts",
 		Args:  args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, err := a.resolveConfig()
+			cfg, err := a.reloadConfig()
 			if err != nil {
 				return err
 			}
 			warn(cmd, cfg.Warnings)
-			if err := checkBoot(cmd.Context(), cfg); err != nil {
-				return &configError{err}
-			}
 			d, err := newDaemon(cmd.Context(), cfg, a.reloadConfig, newLogger(level, jsonLog))
 			if err != nil {
 				return err
@@ -60,71 +53,32 @@ func limitMemory(cfg *inventory.Config) {
 	}
 }
 
-// reloadConfig reads and checks the file again, as serve did at first.
+// reloadConfig reads and checks the file, as serve does at first.
 func (a *app) reloadConfig() (*inventory.Config, error) {
 	cfg, err := a.resolveConfig()
 	if err != nil {
 		return nil, err
 	}
-	return cfg, checkBoot(context.Background(), cfg)
+	report := verdict(context.Background(), cfg, reach{})
+	cfg.Warnings = append(cfg.Warnings, report.Warnings()...)
+	if err := report.Err(); err != nil {
+		return nil, &configError{err}
+	}
+	return cfg, nil
 }
 
-// checkBoot renders what every machine would boot, so that a fault shows before a machine does.
-func checkBoot(ctx context.Context, cfg *inventory.Config) error {
-	plan, rack, err := offlinePlan(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	defer plan.Library().Close()
-	var faults []error
-	for _, m := range cfg.Machines {
-		if m.MAC.IsZero() {
-			continue
-		}
-		if _, err := plan.IPXE(rack.Decide(m.MAC)); err != nil {
-			faults = append(faults, err)
-		}
-		if !m.Install.SecureBoot {
-			continue
-		}
-		if _, err := plan.Loader(rack.Decide(m.MAC), assets.EFIX64); err != nil {
-			faults = append(faults, fmt.Errorf("%s: %w", m.Name, err))
-		}
-		if _, err := plan.GRUB(rack.Decide(m.MAC)); err != nil {
-			faults = append(faults, err)
-		}
-	}
-	faults = append(faults, checkKickstarts(rack.Config()), checkCluster(cfg))
-	_, err = checkPackages(ctx, rack.Config(), plan.Library(), lookUp{})
-	faults = append(faults, err)
-	return errors.Join(faults...)
-}
-
-// offlinePlan is the plan of a rack whose machines are all new: what the configuration alone says.
+// offlinePlan is planOf with the configuration's media, all of which must be there.
 func offlinePlan(ctx context.Context, cfg *inventory.Config) (*bootplan.Plan, *lifecycle.Rack, error) {
-	if !cfg.Server.Address.IsValid() {
-		if resolved, err := cfg.Resolve(interfaceAddresses); err == nil {
-			cfg = resolved
-		} else { // on another host than the appliance: any address shows the form
-			other := *cfg
-			other.Server.Address = netip.IPv4Unspecified()
-			cfg = &other
-		}
-	}
-	loaders, err := assets.OpenLoaders(cfg.Server.LoadersDir)
-	if err != nil {
-		return nil, nil, err
-	}
+	cfg = forShow(cfg)
 	library, err := media.OpenLibrary(mediaSpecs(cfg))
 	if err != nil {
 		return nil, nil, err
 	}
-	rack, err := lifecycle.New(ctx, cfg, lifecycle.Options{Store: lifecycle.NewMemoryStore(),
-		Log: slog.New(slog.DiscardHandler), Now: time.Now})
+	plan, rack, err := planOf(ctx, cfg, library)
 	if err != nil {
-		return nil, nil, err
+		library.Close()
 	}
-	return bootplan.New(rack, loaders, library), rack, nil
+	return plan, rack, err
 }
 
 func (a *app) reloadCommand() *cobra.Command {

@@ -38,6 +38,18 @@ func Content(seed uint64, size int) []byte {
 // Make makes a repository of packages, whose paths end as in name-version-release.arch.rpm. packing is that of
 // the metadata: gz, xz, zst or "" for none.
 func Make(packing string, packages map[string][]byte) Tree {
+	return MakeWith(packages, Options{Packing: packing})
+}
+
+// Options are what else can be said of a repository.
+type Options struct {
+	Packing  string
+	Locate   func(path string) (base, href string) // xml:base and location of a package; nil: its path
+	Requires map[string][]string                   // by name of a package
+}
+
+// MakeWith is Make with options.
+func MakeWith(packages map[string][]byte, o Options) Tree {
 	t := maps.Clone(Tree(packages))
 	if t == nil {
 		t = Tree{}
@@ -49,14 +61,23 @@ func Make(packing string, packages map[string][]byte) Tree {
 		rest, arch := cutLast(strings.TrimSuffix(filepath.Base(path), ".rpm"), ".")
 		rest, release := cutLast(rest, "-")
 		name, version := cutLast(rest, "-")
+		location := `href="` + path + `"`
+		if o.Locate != nil {
+			base, href := o.Locate(path)
+			location = fmt.Sprintf(`xml:base="%s" href="%s"`, base, href)
+		}
+		requires := ""
+		for _, r := range o.Requires[name] {
+			requires += `<rpm:entry name="` + r + `"/>`
+		}
 		fmt.Fprintf(&primary, `<package type="rpm"><name>%s</name><arch>%s</arch><version epoch="0" ver="%s" rel="%s"/>
 <checksum type="sha256" pkgid="YES">%x</checksum><summary>x</summary><time file="1600000000" build="1600000000"/>
-<size package="%d" installed="1" archive="1"/><location href="%s"/>
-<format><rpm:license>GPL</rpm:license><rpm:provides><rpm:entry name="%s"/><rpm:entry name="lib%s.so()(64bit)"/><rpm:entry name="%s-alias"/></rpm:provides>
-<file>/usr/bin/%s</file></format></package>`, name, arch, version, release, sha256.Sum256(packages[path]), len(packages[path]), path, name, name, name, name)
+<size package="%d" installed="1" archive="1"/><location %s/>
+<format><rpm:license>GPL</rpm:license><rpm:provides><rpm:entry name="%s"/><rpm:entry name="lib%s.so()(64bit)"/><rpm:entry name="%s-alias"/></rpm:provides><rpm:requires>%s</rpm:requires>
+<file>/usr/bin/%s</file></format></package>`, name, arch, version, release, sha256.Sum256(packages[path]), len(packages[path]), location, name, name, name, requires, name)
 	}
 	primary.WriteString("</metadata>\n")
-	t.data(packing, map[string]string{"primary": primary.String(), "filelists": "<filelists>" + primary.String(), "group": Comps})
+	t.data(o.Packing, map[string]string{"primary": primary.String(), "filelists": "<filelists>" + primary.String(), "group": Comps})
 	return t
 }
 

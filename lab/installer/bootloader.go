@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"rackstrap/internal/rpm"
 )
 
 // grubConfig is where GRUB looks, under both firmwares.
@@ -91,7 +93,7 @@ func (j *job) grubConfig() (string, error) {
 	if err != nil || len(kernels) == 0 {
 		return "", errors.New("no kernel in /boot")
 	}
-	slices.SortFunc(kernels, compareVersions)
+	slices.SortFunc(kernels, rpm.Compare)
 	version := strings.TrimPrefix(filepath.Base(kernels[len(kernels)-1]), "vmlinuz-")
 	var root, boot mount
 	for _, m := range j.disk.mounts {

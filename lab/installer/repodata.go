@@ -17,9 +17,12 @@ import (
 	"os"
 	"path"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"time"
+
+	"rackstrap/internal/rpm"
 )
 
 const (
@@ -163,6 +166,7 @@ type pack struct {
 		Package int64 `xml:"package,attr"`
 	} `xml:"size"`
 	Location struct {
+		Base string `xml:"base,attr"`
 		Href string `xml:"href,attr"`
 	} `xml:"location"`
 	Format struct {
@@ -190,13 +194,13 @@ func (p *pack) called(spec string) bool {
 }
 
 func (p *pack) newer(than *pack) bool {
-	if c := compareVersions(p.Version.Epoch, than.Version.Epoch); c != 0 {
+	if c := rpm.Compare(p.Version.Epoch, than.Version.Epoch); c != 0 {
 		return c > 0
 	}
-	if c := compareVersions(p.Version.Ver, than.Version.Ver); c != 0 {
+	if c := rpm.Compare(p.Version.Ver, than.Version.Ver); c != 0 {
 		return c > 0
 	}
-	return compareVersions(p.Version.Rel, than.Version.Rel) > 0
+	return rpm.Compare(p.Version.Rel, than.Version.Rel) > 0
 }
 
 // provides tells whether the package satisfies a requirement.
@@ -216,12 +220,12 @@ func satisfies(have, want rpmEntry) bool {
 	if want.Flags == "" || have.Flags == "" {
 		return true
 	}
-	c := compareVersions(have.Epoch, want.Epoch)
+	c := rpm.Compare(have.Epoch, want.Epoch)
 	if c == 0 {
-		c = compareVersions(have.Ver, want.Ver)
+		c = rpm.Compare(have.Ver, want.Ver)
 	}
 	if c == 0 && want.Rel != "" && have.Rel != "" {
-		c = compareVersions(have.Rel, want.Rel)
+		c = rpm.Compare(have.Rel, want.Rel)
 	}
 	switch want.Flags {
 	case "EQ":
@@ -236,69 +240,6 @@ func satisfies(have, want rpmEntry) bool {
 		return c < 0
 	}
 	return false
-}
-
-// compareVersions is rpmvercmp: runs of digits and of letters are compared in turn, digits as numbers, a run of
-// digits is newer than letters; ~ sorts before everything. An empty epoch is 0.
-func compareVersions(a, b string) int {
-	if a == "" {
-		a = "0"
-	}
-	if b == "" {
-		b = "0"
-	}
-	isDigit := func(c byte) bool { return c >= '0' && c <= '9' }
-	isLetter := func(c byte) bool { return c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' }
-	for a != "" || b != "" {
-		for a != "" && !isDigit(a[0]) && !isLetter(a[0]) && a[0] != '~' {
-			a = a[1:]
-		}
-		for b != "" && !isDigit(b[0]) && !isLetter(b[0]) && b[0] != '~' {
-			b = b[1:]
-		}
-		tildeA, tildeB := strings.HasPrefix(a, "~"), strings.HasPrefix(b, "~")
-		switch {
-		case tildeA && tildeB:
-			a, b = a[1:], b[1:]
-			continue
-		case tildeA:
-			return -1
-		case tildeB:
-			return 1
-		case a == "" || b == "":
-			return len(a) - len(b)
-		}
-		kind := isLetter
-		if isDigit(a[0]) {
-			kind = isDigit
-		}
-		run := func(s string) (string, string) {
-			n := 0
-			for n < len(s) && kind(s[n]) {
-				n++
-			}
-			return s[:n], s[n:]
-		}
-		var runA, runB string
-		runA, a = run(a)
-		runB, b = run(b)
-		if runB == "" { // of different kinds
-			if isDigit(runA[0]) {
-				return 1
-			}
-			return -1
-		}
-		if isDigit(runA[0]) {
-			runA, runB = strings.TrimLeft(runA, "0"), strings.TrimLeft(runB, "0")
-			if len(runA) != len(runB) {
-				return len(runA) - len(runB)
-			}
-		}
-		if c := strings.Compare(runA, runB); c != 0 {
-			return c
-		}
-	}
-	return 0
 }
 
 // repository is one of yum's, or the medium's.
@@ -325,11 +266,23 @@ type repomd struct {
 	} `xml:"data"`
 }
 
-func (r *repository) url(href string) (string, error) {
-	if !filepath.IsLocal(href) {
-		return "", fmt.Errorf("repository %s: %q lies outside of it", r.id, href)
+// escaped finds what urlgrabber takes for an encoded path already (URLParser.guess_should_quote).
+var escaped = regexp.MustCompile(`%[0-9A-Fa-f]{2}`)
+
+// url is what yum 3.4.3 asks for: the base and the location with a slash between them, `..` and all
+// (YumRepository._getFile, urlgrabber's MirrorGroup._join_url); libcurl resolves dots from 7.32 on, and EL7 has 7.29. An
+// xml:base takes the place of the repository's URL; one that is relative makes a file of this machine of it.
+func (r *repository) url(base, href string) (string, error) {
+	if !escaped.MatchString(href) {
+		href = (&url.URL{Path: "/" + href}).EscapedPath()[1:]
 	}
-	return r.base + "/" + (&url.URL{Path: path.Clean(href)}).EscapedPath(), nil
+	if base == "" {
+		return r.base + "/" + href, nil
+	}
+	if u, err := url.Parse(base); err != nil || u.Scheme != "http" && u.Scheme != "https" {
+		return "", fmt.Errorf("repository %s: %s/%s: no such file on this machine", r.id, base, href)
+	}
+	return base + "/" + href, nil
 }
 
 // load reads the metadata. cache, if it is not "", keeps what has a checksum.
@@ -375,7 +328,7 @@ func (r *repository) metadata(ctx context.Context, cache, href string, sum check
 	kept := filepath.Join(cache, r.id+"-"+path.Base(href))
 	raw, err := os.ReadFile(kept)
 	if h.Write(raw); cache == "" || err != nil || sum.verify(h.Sum(nil)) != nil {
-		from, err := r.url(href)
+		from, err := r.url("", href)
 		if err != nil {
 			return nil, err
 		}
@@ -447,7 +400,7 @@ func (r *repository) readComps(text []byte) error {
 
 // download fetches a package into a directory and checks it against the metadata.
 func (p *pack) download(ctx context.Context, dir string) (string, error) {
-	from, err := p.repo.url(p.Location.Href)
+	from, err := p.repo.url(p.Location.Base, p.Location.Href)
 	if err != nil {
 		return "", err
 	}

@@ -16,13 +16,14 @@ const maxTries = 3
 const (
 	noPool    = "the network has no pool"
 	exhausted = "the pool is exhausted"
+	unchecked = "the address has to be checked first"
 	checking  = "the conflict check of an address for it is under way"
 	tooBusy   = "too many conflict checks at the same time"
 	allInUse  = "the addresses tried are in use by others"
 )
 
-// allocate finds a pool address for the client, checks that nobody uses it, and keeps it for offerTime.
-// Where there is none, why says so.
+// allocate finds a pool address for the client, has it checked that nobody uses it, and keeps it for offerTime.
+// Where there is none, why says so; unchecked: there is one, but the packet has to wait for its check.
 func (x *exchange) allocate() (ip netip.Addr, why string) {
 	if x.sub.pool == nil {
 		return netip.Addr{}, noPool
@@ -30,38 +31,53 @@ func (x *exchange) allocate() (ip netip.Addr, why string) {
 	now := x.s.now()
 	x.s.expireOffers(x.v, now)
 	if of, ok := x.s.offers.get(x.f.mac); ok {
-		if x.assignable(of.ip, now) {
-			if !of.ready {
-				return netip.Addr{}, checking // its reply will answer this repetition, too
-			}
-			of.until = now.Add(offerTime)
-			x.s.offers.put(x.f.mac, of)
-			return of.ip, ""
-		}
-		x.withdraw() // it moved to another network, or the configuration changed
-	}
-	for range maxTries {
-		ip, why = x.choose(now)
-		if why != "" {
-			return netip.Addr{}, why
-		}
-		if x.holds(ip, now) { // it may be using the address at this moment
-			x.s.offers.confirm(x.f.mac)
-			return ip, ""
-		}
-		inUse, by, ok := x.s.probe(x.ctx, ip)
 		switch {
-		case !ok:
-			x.withdraw()
-			return netip.Addr{}, tooBusy
-		case !inUse || by == x.f.mac.String():
-			x.s.offers.confirm(x.f.mac)
-			return ip, ""
+		case !x.assignable(of.ip, now):
+			x.withdraw() // it moved to another network, or the configuration changed
+		case of.ready:
+			x.reserve(of.ip, now)
+			return of.ip, ""
+		case x.known.ip == of.ip:
+			return x.judge(of.ip, now)
+		default:
+			return netip.Addr{}, checking // its reply will answer this repetition, too
 		}
-		x.s.offers.drop(x.f.mac) // its bit stays: it is somebody's
-		x.quarantine(ip, by)
 	}
-	return netip.Addr{}, allInUse
+	return x.propose(now)
+}
+
+// propose keeps an address for the client that nobody else has by our knowledge.
+func (x *exchange) propose(now time.Time) (netip.Addr, string) {
+	switch {
+	case x.known.tries >= maxTries:
+		return netip.Addr{}, allInUse
+	case x.s.prober != nil && x.s.checks.Load() >= maxChecks && !x.leases(now):
+		return netip.Addr{}, tooBusy // before anything is done for it
+	}
+	ip, why := x.choose(now)
+	switch {
+	case why != "":
+		return netip.Addr{}, why
+	case x.s.prober == nil || x.holds(ip, now): // it may be using the address at this moment
+		x.s.offers.confirm(x.f.mac)
+		return ip, ""
+	}
+	return ip, unchecked
+}
+
+// judge takes the verdict of the conflict check of the client's offer.
+func (x *exchange) judge(ip netip.Addr, now time.Time) (netip.Addr, string) {
+	switch {
+	case x.known.refused:
+		x.withdraw()
+		return netip.Addr{}, tooBusy
+	case !x.known.inUse || x.known.by == x.f.mac.String():
+		x.s.offers.confirm(x.f.mac)
+		return ip, ""
+	}
+	x.s.offers.drop(x.f.mac) // its bit stays: it is somebody's
+	x.quarantine(ip, x.known.by)
+	return x.propose(now)
 }
 
 // choose marks an address as offered to the client: the one it had, else the one it asks for, else the one
@@ -85,9 +101,6 @@ func (x *exchange) choose(now time.Time) (netip.Addr, string) {
 		case ok && x.s.offers.has(x.f.mac): // the same client, twice at the same time
 			p.release(ip)
 			return netip.Addr{}, checking
-		case ok && x.s.offers.full():
-			p.release(ip)
-			return netip.Addr{}, tooBusy
 		case ok: // taken while another bitmap was in force: the bit is right, look on
 		case swept || !p.dueForSweep(now):
 			return netip.Addr{}, exhausted
@@ -124,9 +137,13 @@ func (x *exchange) settle(ip netip.Addr, now time.Time) (netip.Addr, string) {
 	return netip.Addr{}, checking // the repetition is being answered at this moment
 }
 
-// reserve notes the address as offered to the client.
+// reserve notes the address as offered to the client, in place of the oldest offer if there are too many.
 func (x *exchange) reserve(ip netip.Addr, now time.Time) bool {
-	return x.s.offers.put(x.f.mac, offer{ip: ip, until: now.Add(offerTime)})
+	evicted, ok := x.s.offers.put(x.f.mac, ip, now.Add(offerTime))
+	if evicted.IsValid() {
+		x.s.freeUnlessLeased(x.v, evicted)
+	}
+	return ok
 }
 
 // assignable tells whether the pool of the client's network may give it this address: not another
@@ -151,6 +168,12 @@ func (x *exchange) holds(ip netip.Addr, now time.Time) bool {
 	return ok && l.IP == ip && l.State == lifecycle.LeaseBound && l.Expires.After(now)
 }
 
+// leases tells whether the client has an unexpired lease.
+func (x *exchange) leases(now time.Time) bool {
+	l, ok := x.s.rack.LeaseOf(x.f.mac)
+	return ok && x.holds(l.IP, now)
+}
+
 // withdraw takes an offer back.
 func (x *exchange) withdraw() {
 	if of, ok := x.s.offers.drop(x.f.mac); ok {
@@ -164,7 +187,7 @@ func (x *exchange) quarantine(ip netip.Addr, by string) {
 		ip.String()+" is in the pool, but "+by+" uses it: not given to "+x.f.mac.String()+", kept out of the pool for "+quarantineTime.String())
 	x.s.metrics.conflicts.Inc()
 	if err := x.s.rack.Quarantine(x.ctx, lifecycle.Lease{IP: ip, Expires: x.s.now().Add(quarantineTime)}); err != nil {
-		x.s.log.Error("quarantine cannot be written", "ip", ip, "err", err)
+		x.s.fault("quarantine cannot be written", "ip", ip, "err", err)
 	}
 }
 

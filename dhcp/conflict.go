@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -17,33 +18,47 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// probe runs the conflict check of an address. ok is false if too many run already. The worker that waits for
-// it is replaced meanwhile: others, above all the machines of the list, never wait for it too.
-func (s *Server) probe(ctx context.Context, ip netip.Addr) (inUse bool, by string, ok bool) {
-	if s.prober == nil {
-		return false, "", true
-	}
-	select {
-	case s.probing <- struct{}{}:
-		defer func() { <-s.probing }()
-	default:
-		return false, "", false
-	}
-	back := make(chan struct{})
-	defer close(back)
-	s.standIns.Go(func() { s.work(ctx, back) })
-	asking, cancel := context.WithTimeout(ctx, probeTime)
-	defer cancel()
-	inUse, by = s.prober(asking, ip)
-	return inUse, by, true
+// maxChecks is how many conflict checks are under way at the same time, one for each new client. With probeTime it
+// bounds how many new clients are answered in a second, and how many ARP or ICMP packets are sent for them.
+const maxChecks = 2048
+
+// verdict is what a conflict check found.
+type verdict struct {
+	ip      netip.Addr // zero: there was none
+	inUse   bool
+	by      string // who uses it
+	refused bool   // too many are under way
+	tries   int    // which one of its packet it was, from 1
 }
 
-// user names who uses an address that was declined, as well as can be told.
-func (x *exchange) user(ip netip.Addr) string {
-	if _, by, _ := x.s.probe(x.ctx, ip); by != "" && by != x.f.mac.String() {
-		return by
+// refuse is the verdict on an address that cannot be checked now.
+func (v verdict) refuse(ip netip.Addr) verdict {
+	return verdict{ip: ip, refused: true, tries: v.tries + 1}
+}
+
+// check asks whether an address is in use. done is called with what was found, unless too many checks are under way:
+// false. Nobody waits for it meanwhile, neither a worker nor another packet.
+func (s *Server) check(ip netip.Addr, done func(verdict)) bool {
+	if s.checks.Add(1) > maxChecks {
+		s.checks.Add(-1)
+		return false
 	}
-	return "another host"
+	s.prober(ip, func(inUse bool, by string) {
+		s.checks.Add(-1)
+		done(verdict{ip: ip, inUse: inUse, by: by, tries: 1})
+	})
+	return true
+}
+
+// user names who uses an address that was declined, as well as can be told; ok is false if that has to be asked.
+func (x *exchange) user(ip netip.Addr) (by string, ok bool) {
+	switch {
+	case x.known.ip != ip && x.s.prober != nil:
+		return "", false
+	case x.known.by != "" && x.known.by != x.f.mac.String():
+		return x.known.by, true
+	}
+	return "another host", true
 }
 
 // scout asks the network whether an address is in use: with ARP probes (RFC 5227 section 2.1.1) on the
@@ -54,9 +69,21 @@ type scout struct {
 	arp  *os.File // AF_PACKET
 	icmp *net.IPConn
 
-	mu      sync.Mutex
-	waiting map[netip.Addr][]chan string
-	echoID  uint16
+	echoID uint16
+	own    func() netip.Prefix // the interface's network
+
+	mu    sync.Mutex
+	asked map[netip.Addr]*inquiry
+	line  []*inquiry    // those under way, the next one due first; some are over
+	begun chan struct{} // something was put into an empty line
+}
+
+// inquiry is a conflict check under way.
+type inquiry struct {
+	ip    netip.Addr
+	times int // that it was asked
+	due   time.Time
+	done  []func(inUse bool, by string)
 }
 
 func newScout(iface string) (*scout, error) {
@@ -64,7 +91,7 @@ func newScout(iface string) (*scout, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &scout{nic: nic, waiting: map[netip.Addr][]chan string{}, echoID: uint16(os.Getpid())}
+	s := &scout{nic: nic, asked: map[netip.Addr]*inquiry{}, begun: make(chan struct{}, 1), echoID: uint16(os.Getpid())}
 	if len(nic.HardwareAddr) == 6 {
 		if s.arp, err = packetSocket(nic, unix.ETH_P_ARP); err != nil {
 			return nil, fmt.Errorf("ARP on %s: %w", iface, err)
@@ -130,7 +157,7 @@ func (s *scout) close() error {
 	return errors.Join(errs...)
 }
 
-// run reads what the network answers, until ctx ends.
+// run asks, and reads what the network answers, until ctx ends.
 func (s *scout) run(ctx context.Context, log *slog.Logger) {
 	stop := context.AfterFunc(ctx, func() { s.close() })
 	defer stop()
@@ -139,6 +166,7 @@ func (s *scout) run(ctx context.Context, log *slog.Logger) {
 		readers.Go(func() { listen(ctx, log, "ARP", s.arp.Read, s.heardARP) })
 	}
 	readers.Go(func() { listen(ctx, log, "ICMP", s.icmp.Read, s.heardICMP) })
+	s.askAgain(ctx)
 	readers.Wait()
 }
 
@@ -164,61 +192,113 @@ func listen(ctx context.Context, log *slog.Logger, what string, read func([]byte
 	}
 }
 
-// inUse is the Prober that asks the network. own is the interface's network.
-func (s *scout) inUse(own func() netip.Prefix) Prober {
-	return func(ctx context.Context, ip netip.Addr) (bool, string) {
-		ask := s.askICMP
-		if s.arp != nil && own().Contains(ip) {
-			ask = s.askARP
+// Three times, as in RFC 5227, but in less than its second: firmware does not wait.
+const (
+	askTimes = 3
+	askEvery = probeTime / askTimes
+	askTick  = 5 * time.Millisecond // those that are due within it are asked together
+)
+
+// probe is the Prober that asks the network.
+func (s *scout) probe(ip netip.Addr, done func(inUse bool, by string)) {
+	s.mu.Lock()
+	if q, underWay := s.asked[ip]; underWay {
+		q.done = append(q.done, done)
+		s.mu.Unlock()
+		return
+	}
+	q := &inquiry{ip: ip, times: 1, due: time.Now().Add(askEvery), done: []func(bool, string){done}}
+	s.asked[ip] = q
+	s.line = append(s.line, q)
+	s.mu.Unlock()
+	s.ask(ip)
+	select {
+	case s.begun <- struct{}{}:
+	default:
+	}
+}
+
+// ask sends one question. An address that cannot be asked is as good as one that does not answer.
+func (s *scout) ask(ip netip.Addr) {
+	if s.arp != nil && s.own().Contains(ip) {
+		s.askARP(ip)
+	} else {
+		s.askICMP(ip)
+	}
+}
+
+// askAgain repeats questions that are not answered, and ends those that were asked often enough, until ctx ends.
+func (s *scout) askAgain(ctx context.Context) {
+	for {
+		again, unanswered, next := s.takeDue(time.Now())
+		for _, ip := range again {
+			s.ask(ip)
 		}
-		heard := s.await(ip)
-		defer s.forget(ip, heard)
-		// Three times, as in RFC 5227, but in less than its second: firmware does not wait.
-		for range 3 {
-			ask(ip) // an address that cannot be asked is as good as one that does not answer
+		for _, q := range unanswered {
+			q.answer(false, "")
+		}
+		var due <-chan time.Time
+		if !next.IsZero() {
+			due = time.After(max(time.Until(next), askTick))
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-due:
+			continue
+		case <-s.begun:
+		}
+		if due != nil { // there was something in the line: its turn has not come yet
 			select {
-			case by := <-heard:
-				return true, by
 			case <-ctx.Done():
-				return false, ""
-			case <-time.After(probeTime / 3):
+				return
+			case <-due:
 			}
 		}
-		return false, ""
 	}
 }
 
-func (s *scout) await(ip netip.Addr) chan string {
+// takeDue takes the questions whose time has come off the line: those to be asked again, which go to its end, and
+// those that remained unanswered. next is when the first of the others is due; zero: there is none.
+func (s *scout) takeDue(now time.Time) (again []netip.Addr, unanswered []*inquiry, next time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	ch := make(chan string, 1)
-	s.waiting[ip] = append(s.waiting[ip], ch)
-	return ch
-}
-
-func (s *scout) forget(ip netip.Addr, ch chan string) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	kept := s.waiting[ip][:0]
-	for _, c := range s.waiting[ip] {
-		if c != ch {
-			kept = append(kept, c)
+	n := 0
+	for ; n < len(s.line) && !s.line[n].due.After(now); n++ {
+		switch q := s.line[n]; {
+		case s.asked[q.ip] != q: // answered meanwhile
+		case q.times == askTimes:
+			delete(s.asked, q.ip)
+			unanswered = append(unanswered, q)
+		default:
+			q.times++
+			q.due = now.Add(askEvery)
+			again = append(again, q.ip)
+			s.line = append(s.line, q)
 		}
 	}
-	if s.waiting[ip] = kept; len(kept) == 0 {
-		delete(s.waiting, ip)
+	s.line = slices.Delete(s.line, 0, n)
+	if len(s.line) > 0 {
+		next = s.line[0].due
 	}
+	return again, unanswered, next
 }
 
-// heard tells those that wait for an address who uses it.
+// heard takes note of who uses an address.
 func (s *scout) heard(ip netip.Addr, by string) {
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for _, ch := range s.waiting[ip] {
-		select {
-		case ch <- by:
-		default:
-		}
+	q, asked := s.asked[ip]
+	delete(s.asked, ip)
+	s.mu.Unlock()
+	if asked {
+		q.answer(true, by)
+	}
+}
+
+// answer ends an inquiry that nobody else finds among those asked any more.
+func (q *inquiry) answer(inUse bool, by string) {
+	for _, done := range q.done {
+		done(inUse, by)
 	}
 }
 

@@ -1,6 +1,9 @@
 package dhcp
 
 import (
+	"net/netip"
+	"time"
+
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -14,28 +17,43 @@ func (x *exchange) decline() Answer {
 		return x.silent(DropOtherServer, "names another server "+x.f.server.String())
 	case !ip.IsValid():
 		return x.silent(DropMalformed, "names no address")
-	case x.d.Listed && x.d.Machine.IP == ip:
+	case !x.given() && !(x.d.Listed && x.d.Machine.IP == ip):
+		return x.silent(DropUnknown, "declines "+ip.String()+", which it was not given")
+	}
+	by, ok := x.user(ip)
+	if !ok {
+		return Answer{check: ip}
+	}
+	if x.d.Listed && x.d.Machine.IP == ip {
 		// The list stays the authority: the machine gets this address again, and the operator has to find
 		// the other one.
-		by := x.user(ip)
 		level := lifecycle.Alarm
 		if other, err := inventory.ParseMAC(by); err == nil && x.d.Machine.Has(other) {
 			by, level = "its card "+by+": let the installed system use one of its cards, or bond them", lifecycle.Warn
 		}
 		x.s.note(x.f.mac, level, "decline", "DECLINE "+ip.String()+": its reserved address is in use by "+by)
 		return Answer{}
-	case !x.given():
-		return x.silent(DropUnknown, "declines "+ip.String()+", which it was not given")
 	}
-	by := x.user(ip)
+	rest := x.rest(ip)
 	x.s.offers.drop(x.f.mac)
-	if err := x.s.rack.Quarantine(x.ctx, lifecycle.Lease{IP: ip, Expires: x.s.now().Add(quarantineTime)}); err != nil {
-		x.s.log.Error("quarantine cannot be written", "ip", ip, "err", err)
+	if err := x.s.rack.Quarantine(x.ctx, lifecycle.Lease{IP: ip, Expires: x.s.now().Add(rest)}); err != nil {
+		x.s.fault("quarantine cannot be written", "ip", ip, "err", err)
 	}
-	text := "DECLINE " + ip.String() + ": in use by " + by + ", kept out of the pool for " + quarantineTime.String()
+	text := "DECLINE " + ip.String() + ": in use by " + by + ", kept out of the pool for " + rest.String()
 	x.s.note(x.f.mac, lifecycle.Warn, "decline", text)
 	x.s.note(inventory.MAC{}, lifecycle.Warn, "decline", x.f.mac.String()+": "+text)
 	return Answer{}
+}
+
+// rest is how long a declined address is not given out. Whoever makes up MAC addresses could decline a whole pool:
+// where nobody else answers from the address, no more than a part of it rests for long.
+func (x *exchange) rest(ip netip.Addr) time.Duration {
+	sub := x.v.subnetOf(ip)
+	seen := x.known.inUse && x.known.by != x.f.mac.String()
+	if seen || sub == nil || sub.pool == nil || sub.pool.declines.AllowN(x.s.now(), 1) {
+		return quarantineTime
+	}
+	return offerTime
 }
 
 // given tells whether the declined address was offered or leased to the client.

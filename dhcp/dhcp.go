@@ -8,7 +8,6 @@
 package dhcp
 
 import (
-	"context"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -26,9 +25,9 @@ type Boot interface {
 	Loader(d lifecycle.Decision, fw assets.Firmware) (string, error)
 }
 
-// Prober tells whether a host uses an address at this moment, and who ("52:54:00:00:00:99"). It is called
-// before a pool address is offered, and waits at most probeTime.
-type Prober func(ctx context.Context, ip netip.Addr) (inUse bool, by string)
+// Prober finds out whether a host uses an address at this moment, and who ("52:54:00:00:00:99"). It is called before
+// a pool address is offered, does not wait, and calls done once, within probeTime or so.
+type Prober func(ip netip.Addr, done func(inUse bool, by string))
 
 // The UDP ports of the protocols. Tests use others.
 const (

@@ -29,6 +29,8 @@ func (x *exchange) discover() Answer {
 		return x.offer(ip)
 	case exhausted:
 		x.s.note(inventory.MAC{}, lifecycle.Warn, "pool", "the pool of "+x.sub.prefix.String()+" is exhausted")
+	case unchecked:
+		return Answer{check: ip}
 	case checking:
 		return Answer{Drop: DropNoAddress, Why: why} // normal, and soon over
 	}
@@ -48,7 +50,7 @@ func (x *exchange) enroll() {
 	if x.d.Listed || x.d.CardOf != "" || x.v.config.Network.DHCP.Unknown != inventory.UnknownEnroll || !x.f.boots() {
 		return
 	}
-	slot, ok := x.freeSlot()
+	slot, ok := x.s.rack.FreeSlot()
 	if !ok {
 		x.s.note(x.f.mac, lifecycle.Info, "enroll", lifecycle.ErrNoFreeSlot.Error())
 		return
@@ -69,18 +71,8 @@ func (x *exchange) enroll() {
 		x.s.note(x.f.mac, lifecycle.Info, "enroll", err.Error())
 		return
 	case err != nil:
-		x.s.log.Error("machine cannot be enrolled", "mac", x.f.mac, "err", err)
+		x.s.fault("machine cannot be enrolled", "mac", x.f.mac, "err", err)
 		return
 	}
 	x.d = x.s.rack.Decide(x.f.mac)
-}
-
-// freeSlot is the slot that the next enrolment fills.
-func (x *exchange) freeSlot() (lifecycle.Status, bool) {
-	for _, m := range x.s.rack.Machines() {
-		if m.Name != "" && m.MAC.IsZero() {
-			return m, true
-		}
-	}
-	return lifecycle.Status{}, false
 }

@@ -16,6 +16,8 @@ type Answer struct {
 	To    netip.AddrPort
 	Drop  Drop   // why there is silence, for metrics; "" for messages that have no reply
 	Why   string // the same for people
+
+	check netip.Addr // there is no answer yet: first it has to be known whether this address is in use
 }
 
 // Drop is a reason for silence, as the metric names it.
@@ -47,11 +49,33 @@ type exchange struct {
 	v   *view
 	sub *subnet // of the client
 	d   lifecycle.Decision
+
+	known verdict // of the conflict check that the packet waited for
 }
 
 // Handle works out what a packet gets. It changes what a DHCP server remembers (leases, offers, what was
-// seen), and may wait for a conflict check or for the disk, but never sends. Safe for concurrent use.
+// seen), and waits for conflict checks and for the disk, but never sends. Safe for concurrent use.
 func (s *Server) Handle(ctx context.Context, req *dhcpv4.DHCPv4, via Arrival) Answer {
+	var known verdict
+	for {
+		a := s.handle(ctx, req, via, known)
+		if !a.check.IsValid() {
+			return a
+		}
+		found := make(chan verdict, 1)
+		if !s.check(a.check, func(v verdict) { found <- v }) {
+			known = known.refuse(a.check)
+			continue
+		}
+		v := <-found
+		v.tries += known.tries
+		known = v
+	}
+}
+
+// handle is Handle up to a conflict check, of which the answer names the address, and from there on, once the
+// verdict is known.
+func (s *Server) handle(ctx context.Context, req *dhcpv4.DHCPv4, via Arrival, known verdict) Answer {
 	f, err := gather(req, via)
 	switch {
 	case err == errNotRequest:
@@ -61,7 +85,7 @@ func (s *Server) Handle(ctx context.Context, req *dhcpv4.DHCPv4, via Arrival) An
 	case f.giaddr == s.address: // we are no relay agent: a loop, or forged
 		return Answer{Drop: DropMalformed, Why: errRelay.Error()}
 	}
-	x := &exchange{s: s, ctx: ctx, f: f, v: s.view()}
+	x := &exchange{s: s, ctx: ctx, f: f, v: s.view(), known: known}
 	mode := x.v.config.Network.DHCP.Mode
 	if mode == inventory.DHCPOff {
 		return Answer{Drop: DropMode, Why: "DHCP is off"}

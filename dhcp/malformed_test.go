@@ -98,15 +98,14 @@ func TestMalformed(t *testing.T) {
 			}
 		})
 	}
-	require.Equal(t, DropTruncated, r.answer(t.Context(), &packet{size: -1}).Drop)
+	require.Equal(t, DropTruncated, r.answer(t.Context(), &packet{cut: true}).Drop)
 	r.ifindex = 7
 	require.Equal(t, DropInterface, r.answer(t.Context(), &packet{via: Arrival{Interface: 3}}).Drop)
 }
 
 // datagram is what a packet gets that came by broadcast.
 func (r *rig) datagram(data []byte) Answer {
-	p := &packet{via: Arrival{Interface: 2, From: netip.MustParseAddrPort("0.0.0.0:68"), To: broadcast}}
-	p.size = copy(p.data[:], data)
+	p := &packet{data: data, via: Arrival{Interface: 2, From: netip.MustParseAddrPort("0.0.0.0:68"), To: broadcast}}
 	return r.answer(context.Background(), p)
 }
 
@@ -151,14 +150,15 @@ func FuzzHandle(f *testing.F) {
 	f.Add(request(macUnknown, giaddr(relay), wants(netip.MustParseAddr("10.20.0.105"))).ToBytes(), false)
 	r := newRig(f, config())
 	f.Fuzz(func(t *testing.T, data []byte, pxe bool) {
-		p := &packet{via: Arrival{Interface: 2, From: netip.MustParseAddrPort("10.10.10.7:68"), To: ours, PXE: pxe}}
-		p.size = copy(p.data[:], data)
+		data = data[:min(len(data), maxPacket)]
+		p := &packet{data: data, via: Arrival{Interface: 2, From: netip.MustParseAddrPort("10.10.10.7:68"), To: ours, PXE: pxe}}
+		peek(data)
 		r.clock.forward(time.Second) // else the pool runs out, and nothing more happens
 		a := r.answer(t.Context(), p)
 		if a.Reply == nil {
 			return
 		}
-		req, err := dhcpv4.FromBytes(p.data[:p.size])
+		req, err := dhcpv4.FromBytes(data)
 		require.NoError(t, err)
 		if req.Options[82] != nil && len(req.Options[82]) == 0 {
 			delete(req.Options, 82)

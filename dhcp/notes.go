@@ -12,12 +12,19 @@ import (
 	"rackstrap/lifecycle"
 )
 
-// maxNotes bounds what is remembered in order to leave repetitions out.
-const maxNotes = 16384
+const (
+	// maxNotes and maxStrayed bound what is remembered in order to leave repetitions out: of listed machines, and of
+	// others.
+	maxNotes   = 16384
+	maxStrayed = 2048
+	// notesAtOnce is how many different things of one kind are said about a machine, or the rack, within quietTime.
+	notesAtOnce = 8
+)
 
 // notes keeps repetitions out of the timeline: firmware retries, and a storm of packets must not become a
 // storm of disk writes.
 type notes struct {
+	max  int
 	mu   sync.Mutex
 	last map[noteKey]noted
 	seen map[inventory.MAC]seen
@@ -29,8 +36,10 @@ type noteKey struct {
 }
 
 type noted struct {
-	text string
-	at   time.Time
+	text  string
+	at    time.Time
+	since time.Time // when count began
+	count int       // of what was said within quietTime
 }
 
 type seen struct {
@@ -39,28 +48,43 @@ type seen struct {
 	ip   netip.Addr
 }
 
-func newNotes() *notes {
-	return &notes{last: map[noteKey]noted{}, seen: map[inventory.MAC]seen{}}
+func newNotes(max int) *notes {
+	return &notes{max: max, last: map[noteKey]noted{}, seen: map[inventory.MAC]seen{}}
 }
 
-// fresh tells whether this was not said within quietTime, and remembers it.
+// fresh tells whether this is to be said: it was not within quietTime, nor too much else of its kind. It remembers it.
 func (n *notes) fresh(key noteKey, text string, now time.Time) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	if last, ok := n.last[key]; ok && last.text == text && now.Sub(last.at) < quietTime {
+	last, ok := n.last[key]
+	if ok && last.text == text && now.Sub(last.at) < quietTime {
 		return false
 	}
-	if len(n.last) >= maxNotes {
+	if now.Sub(last.since) >= quietTime {
+		last.since, last.count = now, 0
+	}
+	if last.count >= notesAtOnce {
+		return false
+	}
+	if !ok && len(n.last) >= n.max {
 		clear(n.last)
 	}
-	n.last[key] = noted{text, now}
+	n.last[key] = noted{text, now, last.since, last.count + 1}
 	return true
+}
+
+// notesOf are those of listed machines and of the rack, or those of others, which cannot displace them.
+func (s *Server) notesOf(mac inventory.MAC) *notes {
+	if mac.IsZero() || s.rack.Listed(mac) {
+		return s.notes
+	}
+	return s.strayed
 }
 
 // note tells the timeline of a machine (the zero MAC: of the rack) what happened.
 func (s *Server) note(mac inventory.MAC, level lifecycle.Level, kind, text string) {
 	now := s.now()
-	if s.notes.fresh(noteKey{mac, kind}, text, now) {
+	if s.notesOf(mac).fresh(noteKey{mac, kind}, text, now) {
 		s.rack.Observe(lifecycle.Event{Time: now, MAC: mac, Source: "dhcp", Kind: kind, Level: level, Text: text})
 	}
 }
@@ -68,7 +92,7 @@ func (s *Server) note(mac inventory.MAC, level lifecycle.Level, kind, text strin
 // see keeps what the packet told about the machine; ip is the address that it is being given, if any.
 func (x *exchange) see(ip netip.Addr) {
 	now := x.s.now()
-	if !x.s.notes.news(x, ip, now) {
+	if !x.s.notesOf(x.f.mac).news(x, ip, now) {
 		return
 	}
 	f := x.f
@@ -111,7 +135,7 @@ func (n *notes) news(x *exchange, ip netip.Addr, now time.Time) bool {
 	if !ip.IsValid() {
 		ip = last.ip
 	}
-	if len(n.seen) >= maxNotes {
+	if len(n.seen) >= n.max {
 		clear(n.seen)
 	}
 	n.seen[x.f.mac] = seen{now, x.f.role, ip}

@@ -1,11 +1,14 @@
 package dhcp
 
 import (
+	"container/list"
 	"encoding/binary"
 	"math/bits"
 	"net/netip"
 	"sync"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"rackstrap/inventory"
 )
@@ -24,12 +27,16 @@ type pool struct {
 	used  []uint64
 	free  uint32
 	swept time.Time // when expired leases were last looked for
+
+	declines *rate.Limiter // addresses that clients declined and nobody else was seen to use: an eighth of the pool in an hour
 }
 
 func newPool(r inventory.Range) *pool {
 	first := binary.BigEndian.Uint32(r.First.AsSlice())
 	last := binary.BigEndian.Uint32(r.Last.AsSlice())
 	p := &pool{first: first, size: last - first + 1, free: last - first + 1}
+	eighth := max(1, int(p.size/8))
+	p.declines = rate.NewLimiter(rate.Every(quarantineTime/time.Duration(eighth)), eighth)
 	p.used = make([]uint64, (p.size+63)/64)
 	for i := p.size; i < uint32(len(p.used))*64; i++ { // beyond the end
 		p.used[i/64] |= 1 << (i % 64)
@@ -131,11 +138,13 @@ func hashMAC(mac inventory.MAC) uint64 {
 	return h ^ h>>29
 }
 
-// maxOffers bounds the memory of what was offered and not yet asked for, whatever MACs are made up.
+// maxOffers bounds the memory of what was offered and not yet asked for, whatever MACs are made up. Beyond, the oldest
+// offer makes room: its client is answered all the same, as long as nobody else was given the address.
 const maxOffers = 8192
 
 // offer is an address that waits for its client's REQUEST.
 type offer struct {
+	mac   inventory.MAC
 	ip    netip.Addr
 	until time.Time
 	ready bool // the conflict check is done
@@ -144,26 +153,24 @@ type offer struct {
 // offers keeps the addresses that two clients must not be offered at the same time.
 type offers struct {
 	mu    sync.Mutex
-	byMAC map[inventory.MAC]offer
+	byMAC map[inventory.MAC]*list.Element
 	byIP  map[netip.Addr]inventory.MAC
-	queue []expiry // by time
-}
-
-type expiry struct {
-	mac   inventory.MAC
-	until time.Time
+	line  list.List // of *offer, by time
 }
 
 func newOffers() *offers {
-	return &offers{byMAC: map[inventory.MAC]offer{}, byIP: map[netip.Addr]inventory.MAC{}}
+	return &offers{byMAC: map[inventory.MAC]*list.Element{}, byIP: map[netip.Addr]inventory.MAC{}}
 }
 
 // get is the offer that a client has.
 func (o *offers) get(mac inventory.MAC) (offer, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	of, ok := o.byMAC[mac]
-	return of, ok
+	e, ok := o.byMAC[mac]
+	if !ok {
+		return offer{}, false
+	}
+	return *e.Value.(*offer), true
 }
 
 // has tells whether a client has an offer.
@@ -180,49 +187,44 @@ func (o *offers) holder(ip netip.Addr) (inventory.MAC, bool) {
 	return mac, ok
 }
 
-// put notes an offer, unless there are too many, or another client has the address, or this client another
-// offer.
-func (o *offers) put(mac inventory.MAC, of offer) bool {
+// put notes an offer, or that it was repeated, unless another client has the address, or this client another offer.
+// evicted is the address of the offer that it took the place of, if any.
+func (o *offers) put(mac inventory.MAC, ip netip.Addr, until time.Time) (evicted netip.Addr, ok bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if other, ok := o.byIP[of.ip]; ok && other != mac {
-		return false
+	if other, taken := o.byIP[ip]; taken && other != mac {
+		return netip.Addr{}, false
 	}
-	before, known := o.byMAC[mac]
-	if known && before.ip != of.ip || !known && len(o.byMAC) >= maxOffers {
-		return false
+	if e, known := o.byMAC[mac]; known {
+		of := e.Value.(*offer)
+		if of.ip != ip {
+			return netip.Addr{}, false
+		}
+		of.until = until
+		o.line.MoveToBack(e)
+		return netip.Addr{}, true
 	}
-	if !known || of.until.Sub(before.until) > offerTime/2 { // one entry for a storm of repetitions
-		o.compact()
-		o.queue = append(o.queue, expiry{mac, of.until})
-	} else {
-		of.until = before.until
+	if o.line.Len() >= maxOffers {
+		evicted = o.remove(o.line.Front()).ip
 	}
-	o.byMAC[mac], o.byIP[of.ip] = of, mac
-	return true
+	o.byMAC[mac], o.byIP[ip] = o.line.PushBack(&offer{mac: mac, ip: ip, until: until}), mac
+	return evicted, true
 }
 
-// compact drops the queue's entries of offers that are gone, when clients ask and go away again and again.
-func (o *offers) compact() {
-	if len(o.queue) < 4*maxOffers {
-		return
-	}
-	kept := o.queue[:0]
-	for _, e := range o.queue {
-		if of, ok := o.byMAC[e.mac]; ok && of.until.Equal(e.until) {
-			kept = append(kept, e)
-		}
-	}
-	o.queue = kept
+// remove forgets an offer. The caller holds mu.
+func (o *offers) remove(e *list.Element) offer {
+	of := o.line.Remove(e).(*offer)
+	delete(o.byMAC, of.mac)
+	delete(o.byIP, of.ip)
+	return *of
 }
 
 // confirm notes that the conflict check of a client's offer found nobody.
 func (o *offers) confirm(mac inventory.MAC) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if of, ok := o.byMAC[mac]; ok {
-		of.ready = true
-		o.byMAC[mac] = of
+	if e, ok := o.byMAC[mac]; ok {
+		e.Value.(*offer).ready = true
 	}
 }
 
@@ -230,12 +232,11 @@ func (o *offers) confirm(mac inventory.MAC) {
 func (o *offers) drop(mac inventory.MAC) (offer, bool) {
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	of, ok := o.byMAC[mac]
-	if ok {
-		delete(o.byMAC, mac)
-		delete(o.byIP, of.ip)
+	e, ok := o.byMAC[mac]
+	if !ok {
+		return offer{}, false
 	}
-	return of, ok
+	return o.remove(e), true
 }
 
 // expire forgets the offers that nobody asked for, and returns their addresses.
@@ -243,26 +244,10 @@ func (o *offers) expire(now time.Time) []netip.Addr {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	var ips []netip.Addr
-	n := 0
-	for ; n < len(o.queue) && !o.queue[n].until.After(now); n++ {
-		mac := o.queue[n].mac
-		if of, ok := o.byMAC[mac]; ok && !of.until.After(now) {
-			delete(o.byMAC, mac)
-			delete(o.byIP, of.ip)
-			ips = append(ips, of.ip)
-		}
-	}
-	if n > 0 {
-		o.queue = append(o.queue[:0], o.queue[n:]...)
+	for e := o.line.Front(); e != nil && !e.Value.(*offer).until.After(now); e = o.line.Front() {
+		ips = append(ips, o.remove(e).ip)
 	}
 	return ips
-}
-
-// full tells whether no further client can be offered an address.
-func (o *offers) full() bool {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return len(o.byMAC) >= maxOffers
 }
 
 // addresses lists what is offered at this moment.

@@ -17,9 +17,9 @@ import (
 
 // used is a Prober of a network on which these addresses are in use.
 func used(by map[netip.Addr]string) Prober {
-	return func(_ context.Context, ip netip.Addr) (bool, string) {
+	return func(ip netip.Addr, done func(bool, string)) {
 		who, yes := by[ip]
-		return yes, who
+		done(yes, who)
 	}
 }
 
@@ -131,67 +131,95 @@ func TestConflict(t *testing.T) {
 	require.Equal(t, offerT, kindOf(r.ask(discover(mac(7)))), "quarantine ends")
 }
 
+// held is a Prober whose checks end when the test lets them.
+type held struct {
+	mu   sync.Mutex
+	done []func(inUse bool, by string)
+}
+
+func (h *held) probe(_ netip.Addr, done func(bool, string)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.done = append(h.done, done)
+}
+
+func (h *held) count() int {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return len(h.done)
+}
+
+// end ends every check: nobody uses any of the addresses.
+func (h *held) end() {
+	h.mu.Lock()
+	done := h.done
+	h.done = nil
+	h.mu.Unlock()
+	for _, d := range done {
+		d(false, "")
+	}
+}
+
 // TestConflictCheckIsOnce: its result serves the repetitions, and the holder of a lease is not checked.
 func TestConflictCheckIsOnce(t *testing.T) {
-	probes := 0
-	gate := make(chan struct{})
-	entered := make(chan struct{}, 1)
-	r := newRig(t, config(), func(o *Options) {
-		o.Prober = func(context.Context, netip.Addr) (bool, string) {
-			probes++
-			entered <- struct{}{}
-			<-gate
-			return false, ""
-		}
-	})
+	var prober held
+	r := newRig(t, config(), func(o *Options) { o.Prober = prober.probe })
 	done := make(chan Answer, 1)
 	go func() { done <- r.ask(discover(macUnknown)) }()
-	<-entered
+	require.Eventually(t, func() bool { return prober.count() == 1 }, 20*time.Second, time.Millisecond)
 	require.Equal(t, checking, r.ask(discover(macUnknown)).Why, "a repetition does not check again")
 	require.Equal(t, offerT, kindOf(r.ask(discover(macMaster))), "nobody else waits")
-	close(gate)
+	prober.end()
 	ip := addrOf((<-done).Reply.YourIPAddr)
 	require.Equal(t, ip, addrOf(r.ask(discover(macUnknown)).Reply.YourIPAddr))
 	require.Equal(t, ackT, kindOf(r.ask(request(macUnknown, server(ours), wants(ip)))))
 	require.Equal(t, ip, addrOf(r.ask(discover(macUnknown)).Reply.YourIPAddr))
-	require.Equal(t, 1, probes)
+	require.Zero(t, prober.count())
 }
 
 func TestConflictChecksAreBounded(t *testing.T) {
-	gate := make(chan struct{})
-	var entered sync.WaitGroup
-	entered.Add(maxProbes)
+	var prober held
 	r := newRig(t, config(func(c *inventory.Config) {
 		c.Network.Prefix = netip.MustParsePrefix("10.10.0.0/16")
 		c.Network.Pool = rangeOf("10.10.16.0", "10.10.255.254")
-	}), func(o *Options) {
-		o.Prober = func(context.Context, netip.Addr) (bool, string) { entered.Done(); <-gate; return false, "" }
-	})
+	}), func(o *Options) { o.Prober = prober.probe })
 	var asked sync.WaitGroup
-	for i := range maxProbes {
+	for i := range maxChecks {
 		asked.Go(func() { r.ask(discover(mac(i))) })
 	}
-	entered.Wait()
-	require.Equal(t, tooBusy, r.ask(discover(mac(maxProbes))).Why)
-	require.False(t, r.offers.has(mac(maxProbes)))
-	close(gate)
+	require.Eventually(t, func() bool { return prober.count() == maxChecks }, 20*time.Second, time.Millisecond)
+	require.Equal(t, tooBusy, r.ask(discover(mac(maxChecks))).Why)
+	require.False(t, r.offers.has(mac(maxChecks)))
+	prober.end()
 	asked.Wait()
+	require.Zero(t, r.checks.Load())
 }
 
+// TestOffersAreBounded: the oldest offer makes room for a new one, and its address with it.
 func TestOffersAreBounded(t *testing.T) {
 	r := newRig(t, config(func(c *inventory.Config) {
 		c.Network.Prefix = netip.MustParsePrefix("10.10.0.0/16")
 		c.Network.Pool = rangeOf("10.10.16.0", "10.10.255.254")
 	}))
-	for i := range maxOffers {
-		require.Equal(t, offerT, kindOf(r.ask(discover(mac(i)))))
+	pool := r.view().subnets[0].pool
+	before := pool.free
+	first := addrOf(r.ask(discover(mac(0))).Reply.YourIPAddr)
+	for i := range 2 * maxOffers {
+		require.Equal(t, offerT, kindOf(r.ask(discover(mac(1+i)))))
 	}
-	require.Equal(t, tooBusy, r.ask(discover(mac(maxOffers))).Why)
+	require.False(t, r.offers.has(mac(0)))
+	require.Len(t, r.offers.byMAC, maxOffers)
+	require.Len(t, r.offers.byIP, maxOffers)
+	require.Equal(t, maxOffers, r.offers.line.Len())
+	require.EqualValues(t, maxOffers, before-pool.free)
+	if _, taken := r.offers.holder(first); !taken {
+		require.Equal(t, ackT, kindOf(r.ask(request(mac(0), server(ours), wants(first)))), "nobody else was given it")
+	}
 	for range 5 * maxOffers { // takes its offer back and asks again, for ever
 		r.ask(request(mac(1), server(addr(5))))
 		r.ask(discover(mac(1)))
 	}
-	require.LessOrEqual(t, len(r.offers.queue), 4*maxOffers)
+	require.Equal(t, maxOffers, r.offers.line.Len())
 	r.clock.forward(2 * offerTime)
 	require.Equal(t, offerT, kindOf(r.ask(discover(mac(maxOffers)))))
 	require.Len(t, r.offers.byMAC, 1)
@@ -264,11 +292,15 @@ func (*fullDisk) PutLease(context.Context, lifecycle.Lease) error { return conte
 // TestOffersOfTwo: of two clients that come to the same address at the same time, one gets it.
 func TestOffersOfTwo(t *testing.T) {
 	o, until := newOffers(), time.Unix(1000, 0)
-	require.True(t, o.put(mac(1), offer{ip: addr(200), until: until}))
-	require.False(t, o.put(mac(2), offer{ip: addr(200), until: until}))
-	require.False(t, o.put(mac(1), offer{ip: addr(201), until: until}), "one offer for each client")
-	require.True(t, o.put(mac(1), offer{ip: addr(200), until: until.Add(time.Minute), ready: true}))
+	put := func(mac inventory.MAC, ip netip.Addr, until time.Time) bool {
+		_, ok := o.put(mac, ip, until)
+		return ok
+	}
+	require.True(t, put(mac(1), addr(200), until))
+	require.False(t, put(mac(2), addr(200), until))
+	require.False(t, put(mac(1), addr(201), until), "one offer for each client")
+	require.True(t, put(mac(1), addr(200), until.Add(time.Minute)))
 	require.Empty(t, o.expire(until.Add(time.Second)), "it was repeated")
 	require.Equal(t, []netip.Addr{addr(200)}, o.expire(until.Add(time.Minute)))
-	require.True(t, o.put(mac(2), offer{ip: addr(200), until: until}))
+	require.True(t, put(mac(2), addr(200), until))
 }

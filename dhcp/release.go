@@ -14,7 +14,7 @@ func (x *exchange) release() Answer {
 	}
 	if l, ok := x.s.rack.LeaseOf(x.f.mac); ok && l.IP == ip {
 		if err := x.unbind(ip); err != nil {
-			x.s.log.Warn("lease cannot be given back", "mac", x.f.mac, "ip", ip, "err", err)
+			x.s.fault("lease cannot be given back", "mac", x.f.mac, "ip", ip, "err", err)
 			return Answer{Drop: DropStore, Why: err.Error()}
 		}
 	}

@@ -61,7 +61,7 @@ func (x *exchange) claim(ip netip.Addr, chosen bool) Answer {
 	case errors.As(err, &taken):
 		return x.nak(ip, taken.Error())
 	case err != nil: // a full disk: what is not written must not be acknowledged
-		x.s.log.Error("lease cannot be written", "mac", x.f.mac, "ip", ip, "err", err)
+		x.s.fault("lease cannot be written", "mac", x.f.mac, "ip", ip, "err", err)
 		return x.warn(DropStore, "the lease cannot be written: silence")
 	}
 	return x.ack(ip)
@@ -93,7 +93,7 @@ func (x *exchange) leavePool() {
 		return
 	}
 	if err := x.unbind(l.IP); err != nil {
-		x.s.log.Warn("lease cannot be given back", "mac", x.f.mac, "ip", l.IP, "err", err)
+		x.s.fault("lease cannot be given back", "mac", x.f.mac, "ip", l.IP, "err", err)
 	}
 }
 

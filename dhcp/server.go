@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
@@ -16,15 +17,15 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
 
 // Sizes of the packet loop.
 const (
-	maxPacket = 2048 // bytes of a request; what is longer is cut, noticed and dropped
-	queueSize = 2048 // requests that wait for a worker
-	workers   = 256  // requests handled at the same time, beside those that wait for a conflict check: most wait for a disk
-	maxProbes = 2048 // conflict checks at the same time, one for each new client; in some 20 MiB
+	maxPacket     = 2048 // bytes of a request; what is longer is cut, noticed and dropped
+	workers       = 256  // requests handled at the same time: most wait for a disk
+	listedWorkers = 32   // beside them, for listed machines alone
 )
 
 // Server is a DHCP server, bound to its ports.
@@ -49,14 +50,16 @@ type Server struct {
 
 	views    viewer
 	offers   *offers
-	notes    *notes
+	notes    *notes // of listed machines and of the rack
+	strayed  *notes // of all others
 	prober   Prober
-	scout    *scout // the real prober; nil if there is none
-	probing  chan struct{}
-	standIns sync.WaitGroup // for workers that wait for a conflict check
-	queue    chan *packet
+	scout    *scout       // the real prober; nil if there is none
+	checks   atomic.Int64 // conflict checks under way
+	backlog  *backlog
 	packets  sync.Pool
 	complain *rate.Limiter // log lines about bad packets
+	faulty   *rate.Limiter // log lines about faults of the appliance: a full disk fails with every packet
+	overload overload
 	foreign  foreignList
 
 	foreignTime time.Duration // of one look for other servers; tests shorten it
@@ -71,11 +74,13 @@ type listener struct {
 // packet is a datagram on its way from a socket to a worker.
 type packet struct {
 	from    *listener
-	data    [maxPacket]byte
-	size    int
-	oob     [64]byte
+	data    []byte
+	cut     bool // it was longer than maxPacket
 	via     Arrival
 	arrived time.Time
+
+	req   *dhcpv4.DHCPv4 // data, once it was read
+	known verdict        // of the conflict check that it waited for
 }
 
 // Listen binds the server's ports, so that a fault shows before anything runs. Its errors are *PortError,
@@ -106,7 +111,8 @@ func Listen(o Options) (*Server, error) {
 			// Without CAP_NET_RAW the rest still works, and DECLINE remains.
 			s.log.Warn("pool addresses are offered without a conflict check", "err", err)
 		} else {
-			s.prober = s.scout.inUse(func() netip.Prefix { return s.view().subnets[0].prefix })
+			s.scout.own = func() netip.Prefix { return s.view().subnets[0].prefix }
+			s.prober = s.scout.probe
 		}
 	}
 	return s, nil
@@ -121,11 +127,11 @@ func newServer(o Options) (*Server, error) {
 		rack: o.Rack, boot: o.Boot, log: o.Log.With("source", "dhcp"), now: o.Now, metrics: newMetrics(o.Metrics),
 		iface: o.Interface, address: o.Address, addressBytes: o.Address.AsSlice(), addressText: o.Address.String(),
 		httpPort: o.HTTPPort, clientPort: o.ClientPort, relayPort: o.Port,
-		offers: newOffers(), notes: newNotes(), prober: o.Prober,
+		offers: newOffers(), notes: newNotes(maxNotes), strayed: newNotes(maxStrayed), prober: o.Prober,
 		foreignTime: foreignTime,
-		probing:     make(chan struct{}, maxProbes),
-		queue:       make(chan *packet, queueSize),
+		backlog:     newBacklog(),
 		complain:    rate.NewLimiter(rate.Every(5*time.Second), 5),
+		faulty:      rate.NewLimiter(rate.Every(5*time.Second), 5),
 	}
 	s.packets.New = func() any { return &packet{} }
 	if s.clientPort == 0 {
@@ -169,10 +175,10 @@ func (s *Server) Close() error {
 // Run serves until ctx ends, and then closes the ports. No packet ends it.
 func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	stop := context.AfterFunc(ctx, func() { s.Close() })
+	stop := context.AfterFunc(ctx, func() { s.Close(); s.backlog.close() })
 	defer stop()
-	for range workers {
-		g.Go(func() error { s.work(ctx, nil); return nil })
+	for i := range workers + listedWorkers {
+		g.Go(func() error { s.work(ctx, i < listedWorkers); return nil })
 	}
 	g.Go(func() error { s.receive(ctx, s.server); return nil })
 	g.Go(func() error { s.receive(ctx, s.pxe); return nil })
@@ -180,17 +186,17 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.scout != nil {
 		g.Go(func() error { s.scout.run(ctx, s.log); return nil })
 	}
-	err := g.Wait()
-	s.standIns.Wait() // begun by workers, which have ended, or by one another
-	return err
+	return g.Wait()
 }
 
-// receive reads packets off a port and queues them.
+// receive reads packets off a port and has them wait for a worker. It does so little that it keeps up with any flood:
+// what the kernel had to drop would be listed machines' packets, too.
 func (s *Server) receive(ctx context.Context, l *listener) {
+	var in inbox
 	pause := time.Millisecond
 	for ctx.Err() == nil {
 		p := s.packets.Get().(*packet)
-		if err := s.read(l, p); err != nil {
+		if err := in.read(l, p); err != nil {
 			s.packets.Put(p)
 			if ctx.Err() != nil {
 				return
@@ -204,89 +210,128 @@ func (s *Server) receive(ctx context.Context, l *listener) {
 			continue
 		}
 		pause = time.Millisecond
-		select {
-		case s.queue <- p:
-		default:
+		if !s.enqueue(p) {
 			s.drop(Answer{Drop: DropOverload, Why: "too many packets"}, p.via.From)
 			s.packets.Put(p)
 		}
 	}
 }
 
-func (s *Server) read(l *listener, p *packet) error {
-	n, oobn, flags, from, err := l.conn.ReadMsgUDPAddrPort(p.data[:], p.oob[:])
+// inbox is where one listener's packets are read into.
+type inbox struct {
+	data [maxPacket]byte
+	oob  [64]byte
+}
+
+func (in *inbox) read(l *listener, p *packet) error {
+	n, oobn, flags, from, err := l.conn.ReadMsgUDPAddrPort(in.data[:], in.oob[:])
 	if err != nil {
 		return err
 	}
-	p.from, p.size, p.arrived = l, n, time.Now() // not s.now: the metric measures real time
-	if flags&unix.MSG_TRUNC != 0 {
-		p.size = -1
+	ifindex, to := parsePktinfo(in.oob[:oobn])
+	*p = packet{
+		from: l, data: append(p.data[:0], in.data[:n]...), cut: flags&unix.MSG_TRUNC != 0,
+		via:     Arrival{Interface: ifindex, From: netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), To: to, PXE: l.pxe},
+		arrived: time.Now(), // not s.now: the metric measures real time
 	}
-	ifindex, to := parsePktinfo(p.oob[:oobn])
-	p.via = Arrival{Interface: ifindex, From: netip.AddrPortFrom(from.Addr().Unmap(), from.Port()), To: to, PXE: l.pxe}
 	return nil
 }
 
-// work handles packets of the queue, until ctx ends or, for a stand-in, the worker is back that it stands in for.
-func (s *Server) work(ctx context.Context, back <-chan struct{}) {
+// work serves packets until the backlog is closed.
+func (s *Server) work(ctx context.Context, onlyListed bool) {
 	for {
-		select {
-		case <-ctx.Done():
+		p := s.backlog.take(onlyListed)
+		if p == nil {
 			return
-		case <-back:
-			return
-		case p := <-s.queue:
-			s.serve(ctx, p)
+		}
+		if s.serve(ctx, p) {
 			s.packets.Put(p)
 		}
 	}
 }
 
-// serve is the way of one packet: parse, handle, send. A fault of ours costs this packet alone.
-func (s *Server) serve(ctx context.Context, p *packet) {
+// serve is the way of one packet: parse, handle, send. A fault of ours costs this packet alone. done is false for
+// a packet that waits for a conflict check; it comes back to the backlog.
+func (s *Server) serve(ctx context.Context, p *packet) (done bool) {
 	defer func() {
 		if fault := recover(); fault != nil {
+			done = true
 			s.drop(Answer{Drop: DropPanic, Why: fmt.Sprint(fault)}, p.via.From)
-			s.log.Error("packet handling failed: this is a fault of rackstrap", "fault", fault, "from", p.via.From, "stack", string(debug.Stack()))
+			s.fault("packet handling failed: this is a fault of rackstrap", "fault", fault, "from", p.via.From, "stack", string(debug.Stack()))
 		}
 	}()
 	a := s.answer(ctx, p)
+	for a.check.IsValid() {
+		if s.await(p, a.check) {
+			return false
+		}
+		p.known = p.known.refuse(a.check)
+		a = s.answer(ctx, p)
+	}
 	if a.Reply == nil {
 		if a.Drop != "" {
 			s.drop(a, p.via.From)
 		}
-		return
+		return true
 	}
 	_, _, err := p.from.conn.WriteMsgUDPAddrPort(a.Reply.ToBytes(), pktinfo(p.via.Interface, s.address), a.To)
 	if err != nil {
 		s.metrics.failed.Inc()
 		s.complaint("reply cannot be sent", "to", a.To, "mac", a.Reply.ClientHWAddr, "err", err)
-		return
+		return true
 	}
 	counterOf(&s.metrics.sentOf, a.Reply.MessageType()).Inc()
 	s.metrics.handling.Observe(time.Since(p.arrived).Seconds())
+	return true
 }
 
+// await has a packet come back to the backlog when the conflict check of an address is done; false: too many are
+// under way.
+func (s *Server) await(p *packet, ip netip.Addr) bool {
+	return s.check(ip, func(found verdict) {
+		found.tries += p.known.tries
+		p.known = found
+		if !s.backlog.goOn(p) {
+			s.abandon(p)
+		}
+	})
+}
+
+// abandon drops a packet whose conflict check was in vain, and what was kept for its client.
+func (s *Server) abandon(p *packet) {
+	s.drop(Answer{Drop: DropOverload, Why: "too many packets"}, p.via.From)
+	if of, ok := s.offers.drop(peek(p.data).mac); ok {
+		s.freeUnlessLeased(s.view(), of.ip)
+	}
+	s.packets.Put(p)
+}
+
+// answer works out what a packet gets, as far as its conflict check has come.
 func (s *Server) answer(ctx context.Context, p *packet) Answer {
 	switch {
-	case p.size < 0:
+	case p.cut:
 		return Answer{Drop: DropTruncated, Why: fmt.Sprintf("longer than %d bytes", maxPacket)}
 	case s.ifindex != 0 && p.via.Interface != s.ifindex:
 		return Answer{Drop: DropInterface, Why: "not from " + s.iface}
 	}
-	req, err := dhcpv4.FromBytes(p.data[:p.size])
-	if err != nil {
-		return Answer{Drop: DropMalformed, Why: err.Error()}
+	if p.req == nil {
+		req, err := dhcpv4.FromBytes(p.data)
+		if err != nil {
+			return Answer{Drop: DropMalformed, Why: err.Error()}
+		}
+		p.req = req
+		counterOf(&s.metrics.receivedOf, req.MessageType()).Inc()
 	}
-	counterOf(&s.metrics.receivedOf, req.MessageType()).Inc()
-	return s.Handle(ctx, req, p.via)
+	return s.handle(ctx, p.req, p.via, p.known)
 }
 
 // drop counts a packet without a reply. Those that nobody can have meant are logged, a few.
 func (s *Server) drop(a Answer, from netip.AddrPort) {
 	s.metrics.dropped.WithLabelValues(string(a.Drop)).Inc()
 	switch a.Drop {
-	case DropMalformed, DropTruncated, DropOverload:
+	case DropOverload:
+		s.overloaded(from)
+	case DropMalformed, DropTruncated:
 		s.complaint("packet dropped", "from", from, "reason", a.Drop, "why", a.Why)
 	}
 }
@@ -295,5 +340,39 @@ func (s *Server) drop(a Answer, from netip.AddrPort) {
 func (s *Server) complaint(msg string, args ...any) {
 	if s.complain.Allow() {
 		s.log.Warn(msg, args...)
+	}
+}
+
+// fault logs about the appliance itself, neither a storm.
+func (s *Server) fault(msg string, args ...any) {
+	if s.faulty.Allow() {
+		s.log.Error(msg, args...)
+	}
+}
+
+// overloadEvery is how often the operator is reminded of dropped packets.
+const overloadEvery = 10 * time.Second
+
+// overload counts what was dropped because more came in than could be served.
+type overload struct {
+	mu       sync.Mutex
+	packets  int
+	reported time.Time
+}
+
+// overloaded counts a packet, and reports how many there were, at most every overloadEvery.
+func (s *Server) overloaded(from netip.AddrPort) {
+	now := s.now()
+	s.overload.mu.Lock()
+	s.overload.packets++
+	n := s.overload.packets
+	due := now.Sub(s.overload.reported) >= overloadEvery
+	if due {
+		s.overload.packets, s.overload.reported = 0, now
+	}
+	s.overload.mu.Unlock()
+	if due {
+		s.note(inventory.MAC{}, lifecycle.Warn, "overload",
+			fmt.Sprintf("more packets arrive than can be answered: %d dropped, the last one from %s", n, from.Addr()))
 	}
 }

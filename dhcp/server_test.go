@@ -5,7 +5,6 @@ import (
 	"net"
 	"net/netip"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -83,18 +82,10 @@ func ask(t *testing.T, s *Server, conn *net.UDPConn, data []byte) *dhcpv4.DHCPv4
 
 // TestConflictChecksHoldNobodyUp: however many new clients wait for their conflict check, the others are served.
 func TestConflictChecksHoldNobodyUp(t *testing.T) {
-	var waiting atomic.Int64
-	gate := make(chan struct{})
-	s, dial, _ := running(t, nil, func(o *Options) {
-		o.Prober = func(context.Context, netip.Addr) (bool, string) {
-			waiting.Add(1)
-			<-gate
-			return false, ""
-		}
-	})
-	defer close(gate)
+	var prober held
+	s, dial, _ := running(t, nil, func(o *Options) { o.Prober = prober.probe })
 	client := dial(false)
-	for i := 0; waiting.Load() <= workers; i++ { // packets may get lost
+	for i := 0; prober.count() <= workers+listedWorkers; i++ { // packets may get lost
 		_, err := client.WriteTo(discover(mac(i)).ToBytes(), &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: s.Addrs()[0].(*net.UDPAddr).Port})
 		require.NoError(t, err)
 		time.Sleep(100 * time.Microsecond)

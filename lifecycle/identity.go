@@ -70,9 +70,12 @@ func spelling(uuid string) (id identity) {
 	return identity(raw)
 }
 
-// known puts the names of all MACs in force, and whose each UUID is. The caller holds mu.
+// known puts the names of all MACs in force, the slot that is free next, and whose each UUID is. The caller holds mu.
 func (r *Rack) known(cfg *inventory.Config) {
-	r.names = bindings(cfg, r.records)
+	names := bindings(cfg, r.records)
+	r.names = names // never changed, always replaced
+	r.listed.Store(&names)
+	r.slot = r.freeSlot()
 	r.identify()
 }
 

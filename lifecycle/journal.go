@@ -14,9 +14,6 @@ const (
 	// maxPending is how many observations wait for the disk at most; beyond, the oldest are dropped and
 	// counted: a storm of packets must not become a storm of memory.
 	maxPending = 20_000
-	// maxDiscovered is how many machines outside the list are remembered; beyond, the one not seen for the
-	// longest time is forgotten: MAC addresses can be made up.
-	maxDiscovered = 2_000
 	// flushEvery is how long an observation waits for company before it is written.
 	flushEvery = 200 * time.Millisecond
 	// subscriberBuffer is how many events a slow follower may lag behind before it loses some.
@@ -88,12 +85,8 @@ func (r *Rack) Observe(e Event) {
 	if e.Level == "" {
 		e.Level = Info
 	}
-	if e.Machine == "" && !e.MAC.IsZero() {
-		r.mu.RLock()
-		if name, ok := r.names[e.MAC]; ok {
-			e.Machine, e.Attempt = name, r.records[name].Attempt
-		}
-		r.mu.RUnlock()
+	if !r.attribute(&e) {
+		return
 	}
 	if e.Machine != "" && e.Level != Alarm && e.Source != "lifecycle" && e.Source != "operator" {
 		r.alive(e.Machine, e.Time) // an alarm may be about somebody else who asked in its place
@@ -101,6 +94,21 @@ func (r *Rack) Observe(e Event) {
 	r.journal.add(e)
 	r.journal.announce(e)
 	r.logEvent(e)
+}
+
+// attribute fills in whose event it is, and tells whether it is noted.
+func (r *Rack) attribute(e *Event) bool {
+	if e.Machine != "" || e.MAC.IsZero() {
+		return true
+	}
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	name, listed := r.names[e.MAC]
+	if !listed {
+		return r.admitEvent(e.MAC)
+	}
+	e.Machine, e.Attempt = name, r.records[name].Attempt
+	return true
 }
 
 func (r *Rack) logEvent(e Event) {
@@ -139,12 +147,19 @@ func (r *Rack) see(s Sighting, now time.Time) (sharedUUID bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	known, ok := r.sightings[s.MAC]
-	if !ok {
-		r.forgetOldest()
+	switch {
+	case ok:
+		r.strangers.seen.MoveToBack(known.place)
+	case r.admit(s.MAC, now):
 		known = &sighting{Sighting: Sighting{MAC: s.MAC, First: now}}
-		r.sightings[s.MAC] = known
+		r.remember(known)
+	default:
+		return
 	}
-	known.dirty = true
+	if !known.dirty {
+		known.dirty = true
+		r.unwritten = append(r.unwritten, known)
+	}
 	known.Last = now
 	known.LastBoot = later(known.LastBoot, s.LastBoot)
 	known.DiskBoot = later(known.DiskBoot, s.DiskBoot)
@@ -171,28 +186,6 @@ func later(a, b time.Time) time.Time {
 		return b
 	}
 	return a
-}
-
-// forgetOldest keeps the number of machines outside the list bounded; further cards of machines in it go last. The
-// caller holds mu.
-func (r *Rack) forgetOldest() {
-	if len(r.sightings) < maxDiscovered+len(r.names) {
-		return
-	}
-	var oldest *sighting
-	known := func(s *sighting) bool { return s.id != (identity{}) && r.owners[s.id] != "" }
-	for mac, s := range r.sightings {
-		if _, listed := r.names[mac]; listed {
-			continue
-		}
-		if oldest == nil || known(oldest) && !known(s) || known(oldest) == known(s) && s.Last.Before(oldest.Last) {
-			oldest = s
-		}
-	}
-	if oldest != nil {
-		delete(r.sightings, oldest.MAC)
-		r.journal.forget(oldest.MAC)
-	}
 }
 
 // Sighting is what the wire told about a MAC so far.
@@ -228,6 +221,7 @@ func (r *Rack) Run(ctx context.Context) error {
 		case <-ctx.Done():
 			return r.Flush(context.WithoutCancel(ctx))
 		case <-ticker.C:
+			r.reportLeftOut()
 			if err := r.Flush(ctx); err != nil {
 				// A full disk: transitions report it to whoever asks for one; observations wait here,
 				// bounded, until there is room again.
@@ -254,12 +248,13 @@ func (r *Rack) Flush(ctx context.Context) error {
 			kept = append(kept, e) // else it was forgotten meanwhile, and must not come back
 		}
 	}
-	for _, s := range r.sightings {
-		if s.dirty {
+	for _, s := range r.unwritten {
+		s.dirty = false
+		if r.sightings[s.MAC] == s { // else it was forgotten meanwhile, too
 			seen = append(seen, s.Sighting)
-			s.dirty = false
 		}
 	}
+	r.unwritten = nil
 	r.mu.Unlock()
 
 	if len(kept) > 0 || len(seen) > 0 {
@@ -267,8 +262,9 @@ func (r *Rack) Flush(ctx context.Context) error {
 			r.journal.giveBack(kept)
 			r.mu.Lock()
 			for _, s := range seen {
-				if now, ok := r.sightings[s.MAC]; ok {
+				if now, ok := r.sightings[s.MAC]; ok && !now.dirty {
 					now.dirty = true
+					r.unwritten = append(r.unwritten, now)
 				}
 			}
 			r.mu.Unlock()

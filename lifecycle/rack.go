@@ -3,6 +3,7 @@
 package lifecycle
 
 import (
+	"container/list"
 	"context"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"rackstrap/inventory"
@@ -42,12 +44,17 @@ type Rack struct {
 	config    *inventory.Config
 	cluster   Cluster
 	records   map[string]Record        // by machine name
-	names     map[inventory.MAC]string // MAC -> name: the list's, then those bound by approve or enrolment
+	names     map[inventory.MAC]string // MAC -> name: the list's, then those bound by approve or enrolment; see known
+	slot      string                   // the first machine of the list without hardware; see known
 	sightings map[inventory.MAC]*sighting
+	unwritten []*sighting // those that are dirty
 	leases    map[netip.Addr]Lease
 	leaseOf   map[inventory.MAC]netip.Addr
 	owners    map[identity]string      // UUID -> name of the machine that it proves; "": several have it
 	used      map[string]inventory.MAC // by name: the card that a machine with several used last
+
+	listed    atomic.Pointer[map[inventory.MAC]string] // names, for those who must not wait for mu
+	strangers strangers
 
 	journal journal
 	lives   lives     // what machines do just now
@@ -56,8 +63,9 @@ type Rack struct {
 
 type sighting struct {
 	Sighting
-	id    identity // of its UUID
-	dirty bool
+	id    identity      // of its UUID
+	dirty bool          // not written yet: it is among unwritten
+	place *list.Element // in strangers.seen
 }
 
 // New loads the state and reconciles it with the configuration: machines that are new in the list are armed.
@@ -72,6 +80,7 @@ func New(ctx context.Context, cfg *inventory.Config, o Options) (*Rack, error) {
 	}
 	r.started = r.now()
 	r.journal.init()
+	r.strangers.init()
 	records, err := r.store.Records(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("read records: %w", err)
@@ -83,8 +92,9 @@ func New(ctx context.Context, cfg *inventory.Config, o Options) (*Rack, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read sightings: %w", err)
 	}
+	slices.SortFunc(seen, func(a, b Sighting) int { return a.Last.Compare(b.Last) })
 	for _, s := range seen {
-		r.sightings[s.MAC] = &sighting{Sighting: s, id: identityOf(s.UUID)}
+		r.remember(&sighting{Sighting: s, id: identityOf(s.UUID)})
 	}
 	leases, err := r.store.Leases(ctx)
 	if err != nil {

@@ -224,7 +224,7 @@ func (r *Rack) Enroll(ctx context.Context, mac inventory.MAC) (Record, error) {
 	r.mu.RLock()
 	bound, known := r.names[mac]
 	rec := r.records[bound]
-	slot := r.freeSlot()
+	slot := r.slot
 	r.mu.RUnlock()
 	if known {
 		return rec, nil

@@ -60,20 +60,24 @@ func newBacklog() *backlog {
 func (b *backlog) put(p *packet, h header, listed, promised bool, network int) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	p.urgency = ofStranger
 	switch {
 	case listed && b.withinShare(h.mac, p.arrived):
-		return b.add(p, ofListed, 0)
+		p.urgency = ofListed
 	case promised, listed && h.kind == dhcpv4.MessageTypeRequest:
-		return b.add(p, ofPromised, 0)
+		p.urgency = ofPromised
 	}
-	return b.add(p, ofStranger, network)
+	return b.add(p, network)
 }
 
 // goOn adds a packet whose conflict check is done.
 func (b *backlog) goOn(p *packet) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	return b.add(p, ofPromised, 0)
+	if p.urgency == ofStranger {
+		p.urgency = ofPromised
+	}
+	return b.add(p, 0)
 }
 
 // withinShare counts a packet of a listed machine. The caller holds mu.
@@ -87,11 +91,11 @@ func (b *backlog) withinShare(mac inventory.MAC, now time.Time) bool {
 }
 
 // add puts a packet behind the others of its urgency. The caller holds mu.
-func (b *backlog) add(p *packet, u urgency, network int) bool {
+func (b *backlog) add(p *packet, network int) bool {
 	if b.closed {
 		return false
 	}
-	switch u {
+	switch p.urgency {
 	case ofListed:
 		if !b.listed.push(p, maxListed) {
 			return false

@@ -38,6 +38,7 @@ func TestClients(t *testing.T) {
 		{"second server", secondServer},
 		{"foreign server", foreignServer},
 		{"proxy", proxyBesideDnsmasq},
+		{"made-up addresses", madeUpAddresses},
 		{"dnsmasq's opinion", dnsmasqOpinion},
 		{"several cards", severalCards},
 	} {

@@ -56,6 +56,7 @@ type Server struct {
 	scout    *scout       // the real prober; nil if there is none
 	checks   atomic.Int64 // conflict checks under way
 	backlog  *backlog
+	reach    map[bool]*reach // of listed machines (true), and of others
 	packets  sync.Pool
 	complain *rate.Limiter // log lines about bad packets
 	faulty   *rate.Limiter // log lines about faults of the appliance: a full disk fails with every packet
@@ -78,6 +79,7 @@ type packet struct {
 	cut     bool // it was longer than maxPacket
 	via     Arrival
 	arrived time.Time
+	urgency urgency
 
 	req   *dhcpv4.DHCPv4 // data, once it was read
 	known verdict        // of the conflict check that it waited for
@@ -130,6 +132,7 @@ func newServer(o Options) (*Server, error) {
 		offers: newOffers(), notes: newNotes(maxNotes), strayed: newNotes(maxStrayed), prober: o.Prober,
 		foreignTime: foreignTime,
 		backlog:     newBacklog(),
+		reach:       map[bool]*reach{true: newReach(), false: newReach()},
 		complain:    rate.NewLimiter(rate.Every(5*time.Second), 5),
 		faulty:      rate.NewLimiter(rate.Every(5*time.Second), 5),
 	}
@@ -274,10 +277,14 @@ func (s *Server) serve(ctx context.Context, p *packet) (done bool) {
 		}
 		return true
 	}
-	_, _, err := p.from.conn.WriteMsgUDPAddrPort(a.Reply.ToBytes(), pktinfo(p.via.Interface, s.address), a.To)
-	if err != nil {
+	// What is sent in the name of a listed machine beyond its share counts as a stranger's.
+	if !s.reach[p.urgency == ofListed].allow(a.To.Addr(), s.now()) {
+		s.drop(Answer{Drop: DropOverload, Why: "too many new destinations"}, p.via.From)
+		return true
+	}
+	if err := p.from.send(a.Reply.ToBytes(), pktinfo(p.via.Interface, s.address), a.To, p.urgency == ofListed); err != nil {
 		s.metrics.failed.Inc()
-		s.complaint("reply cannot be sent", "to", a.To, "mac", a.Reply.ClientHWAddr, "err", err)
+		s.complaint("reply cannot be sent", "to", a.To, "mac", a.Reply.ClientHWAddr.String(), "err", err)
 		return true
 	}
 	counterOf(&s.metrics.sentOf, a.Reply.MessageType()).Inc()

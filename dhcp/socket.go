@@ -77,10 +77,14 @@ func prepare(fd int, iface string) error {
 	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_BROADCAST, 1); err != nil {
 		return err
 	}
-	if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, receiveBuffer); err != nil {
-		// without CAP_NET_ADMIN only up to net.core.rmem_max, which is good enough
-		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUF, receiveBuffer); err != nil {
-			return err
+	for _, buffer := range []struct{ force, option, size int }{
+		{unix.SO_RCVBUFFORCE, unix.SO_RCVBUF, receiveBuffer}, {unix.SO_SNDBUFFORCE, unix.SO_SNDBUF, sendBuffer},
+	} {
+		if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, buffer.force, buffer.size); err != nil {
+			// without CAP_NET_ADMIN only up to net.core.rmem_max and wmem_max, which is good enough
+			if err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, buffer.option, buffer.size); err != nil {
+				return err
+			}
 		}
 	}
 	return unix.SetsockoptInt(fd, unix.IPPROTO_IP, unix.IP_PKTINFO, 1)

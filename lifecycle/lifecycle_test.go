@@ -514,14 +514,18 @@ func TestDiscoveredAreBounded(t *testing.T) {
 	r, c := newRack(t, store, config())
 	r.See(Sighting{MAC: macMaster}) // a listed machine is never forgotten, however long ago it was seen
 	for i := range maxDiscovered + 500 {
-		c.forward(time.Millisecond)
+		c.forward(time.Second / time.Duration(newcomers))
 		mac := inventory.MAC{2, 0, 0, byte(i >> 16), byte(i >> 8), byte(i)}
 		r.See(Sighting{MAC: mac})
 		r.Observe(Event{MAC: mac, Source: "dhcp", Kind: "offer", Text: "x"})
 	}
 	require.NoError(t, r.Flush(ctx))
 	require.LessOrEqual(t, len(r.Machines()), maxDiscovered+3)
-	_, ok := r.Sighting(macMaster)
+	_, ok := r.Sighting(inventory.MAC{2, 0, 0, 0, 0, 1})
+	require.False(t, ok, "the one not seen for the longest time is forgotten")
+	_, ok = r.Sighting(inventory.MAC{2, 0, 0, 0, byte((maxDiscovered + 499) >> 8), byte((maxDiscovered + 499) & 255)})
+	require.True(t, ok)
+	_, ok = r.Sighting(macMaster)
 	require.True(t, ok)
 	seen, err := store.Sightings(ctx)
 	require.NoError(t, err)

@@ -38,7 +38,7 @@ var (
 	rate      = flag.Int("rate", 500, "exchanges of listed machines that begin in a second")
 	flood     = flag.Int("flood", 8000, "packets of strangers in a second")
 	known     = flag.Int("known", 0, "how many strangers there are; 0: a new one for each packet")
-	kind      = flag.String("kind", "discover", "what the strangers send: exchange, discover, boot, request, inform, decline, release, junk, big, spoof")
+	kind      = flag.String("kind", "discover", "what the strangers send: exchange, discover, boot, request, inform, decline, release, junk, big, relays, spoof")
 	seconds   = flag.Int("seconds", 8, "how long")
 	pid       = flag.Int("pid", 0, "the server's process: its processor time and memory are printed")
 )
@@ -229,11 +229,13 @@ func (c *clients) first(n int) []byte {
 		msg := c.message(inform, mac, xid)
 		copy(msg[12:], random())
 		return msg
-	case "decline":
-		return c.message(decline, mac, xid, option{50, random()}, option{54, c.server.AsSlice()})
 	case "release":
 		msg := c.message(release, mac, xid, option{54, c.server.AsSlice()})
 		copy(msg[12:], random())
+		return msg
+	case "relays":
+		msg := c.message(discover, mac, xid)
+		copy(msg[24:], random())
 		return msg
 	case "junk":
 		msg := c.message(discover, mac, xid)
@@ -327,6 +329,10 @@ func (c *clients) answered(msg []byte) {
 	xid := binary.BigEndian.Uint32(msg[4:])
 	begun, ours := c.waiting[xid]
 	switch {
+	case kind == offer && c.kind == "decline":
+		c.offers++
+		c.asked++
+		c.conn.WriteToUDP(c.message(decline, [6]byte(msg[28:34]), xid, option{50, slices.Clone(msg[16:20])}, option{54, slices.Clone(id)}), c.to)
 	case kind == offer && c.kind != "exchange":
 		c.offers++
 	case kind == offer && ours && time.Since(begun) < patience:

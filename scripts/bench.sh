@@ -1,6 +1,6 @@
 #!/bin/bash
-# Rackstrap beside its peers, in one run on one host: DHCP against Kea (memfile) and dnsmasq, TFTP against
-# tftpd-hpa, HTTP from inside an ISO against nginx with the file unpacked; memory. Printed as ratios: the
+# Rackstrap beside its peers, in one run on one host: DHCP against Kea (memfile) and dnsmasq, alone and under a flood of
+# strangers, TFTP against tftpd-hpa, HTTP from inside an ISO against nginx with the file unpacked; memory. Printed as ratios: the
 # machines are shared, only the relation means something. Clients and servers are in network namespaces.
 set -euo pipefail
 cd "$(dirname "$(readlink -f "$0")")/.."
@@ -37,7 +37,8 @@ serve() { # NAME COMMAND...
   local name=$1
   shift
   ip netns exec $servers "$@" >"$tmp/$name.log" 2>&1 &
-  started+=($!)
+  server=$!
+  started+=("$server")
 }
 client() { ip netns exec $clients "$@"; }
 # Two servers are measured in turns, so that what else the machine does falls on both. The round in the middle, by its
@@ -119,27 +120,39 @@ kea_config >"$tmp/kea.json"
   done
 } >"$tmp/dnsmasq.conf"
 
-# perfdhcp plays a relay: four-way exchanges per second, and what was lost, at the offered rate.
+ticks() { awk '{ print $14 + $15 }' "/proc/$server/stat"; } # processor time of the server so far, in 10 ms
+rates="2000 4000 8000 12000 16000"
+
+# perfdhcp plays a relay. Of four-way exchanges at the offered rate: how many were completed per second, how many percent
+# of the packets were lost, and microseconds of the server's processor time for each that was completed.
 exchanges() { # RATE OPTIONS...
-  local rate=$1
+  local rate=$1 before
   shift
+  before=$(ticks)
   client timeout $((seconds + 20)) perfdhcp -4 -r "$rate" -p "$seconds" -W 1000000 "$@" 10.20.0.1 >"$tmp/perf.log" 2>&1 || true
-  awk '/Rate:/ { rate = $2 } /drops:/ { drops += $2 } /sent packets:/ { sent += $3 }
-    END { printf "%s %.2f\n", rate + 0, sent ? 100 * drops / sent : 100 }' "$tmp/perf.log"
-}
-best() { # OPTIONS...: the most exchanges that were completed in a second, over a series of offered rates
-  local top=0 rate r _
-  for rate in 2000 4000 8000 12000 16000; do
-    read -r r _ < <(exchanges "$rate" "$@")
-    top=$(awk -v a="$top" -v b="$r" 'BEGIN { print (a > b ? a : b) }')
-  done
-  echo "$top"
+  awk -v cpu=$(($(ticks) - before)) -v time="$seconds" '
+    /Rate:/ { rate = $2 } /drops:/ { drops += $2 } /sent packets:/ { sent += $3 }
+    END { printf "%d %.2f %s\n", rate, sent ? 100 * drops / sent : 100, rate ? int(cpu * 10000 / (rate * time)) : "-" }' "$tmp/perf.log"
 }
 declare -A dhcp
 measure_dhcp() { # NAME
-  dhcp[$1,at1000]=$(exchanges 1000 -M "$tmp/macs.txt" | awk '{ print $2 }')
-  dhcp[$1,reserved]=$(best -M "$tmp/macs.txt")
-  dhcp[$1,pool]=$(best -R 30000)
+  local rate completed lost us
+  for rate in 1000 $rates; do
+    read -r completed lost us < <(exchanges "$rate" -M "$tmp/macs.txt")
+    dhcp[$1,reserved,$rate]=$completed dhcp[$1,lost,$rate]=$lost dhcp[$1,reserved-us,$rate]=$us
+  done
+  for rate in $rates; do
+    read -r completed lost us < <(exchanges "$rate" -R 30000)
+    dhcp[$1,pool,$rate]=$completed dhcp[$1,pool-us,$rate]=$us
+  done
+}
+start_kea() {
+  serve kea env KEA_PIDFILE_DIR="$tmp" KEA_LOCKFILE_DIR=none kea-dhcp4 -c "$tmp/kea.json"
+  sleep 2
+}
+start_dnsmasq() {
+  serve dnsmasq dnsmasq -k -C "$tmp/dnsmasq.conf"
+  sleep 1
 }
 echo "DHCP: ${seconds} s per step, three servers"
 start_rackstrap
@@ -147,14 +160,32 @@ at_rest=$(memory VmRSS)
 measure_dhcp rackstrap
 under_dhcp=$(memory VmHWM)
 stop_all
-serve kea env KEA_PIDFILE_DIR="$tmp" KEA_LOCKFILE_DIR=none kea-dhcp4 -c "$tmp/kea.json"
-sleep 2
+start_kea
 measure_dhcp kea
 stop_all
-serve dnsmasq dnsmasq -k -C "$tmp/dnsmasq.conf"
-sleep 1
+start_dnsmasq
 measure_dhcp dnsmasq
 stop_all
+
+# --- a flood of strangers beside listed machines ------------------------------------------------------------
+go build -o "$tmp/flood" scripts/bench-flood.go
+ip -n $clients addr add 10.20.0.3/16 dev cli0
+floods="0 2000 8000 20000"
+measure_flood() { # NAME, with all addresses free again
+  local name=$1 strangers pair
+  rm -rf "$tmp"/data "$tmp"/kea.csv* "$tmp/dnsmasq.leases"
+  "start_$name"
+  for strangers in $floods; do
+    for pair in $(client "$tmp/flood" -pid "$server" -flood "$strangers" -seconds "$seconds"); do
+      dhcp[$name,${pair%%=*},$strangers]=${pair#*=}
+    done
+  done
+  stop_all
+}
+echo "DHCP under a flood: the same three, ${seconds} s per step"
+measure_flood rackstrap
+measure_flood kea
+measure_flood dnsmasq
 
 # --- TFTP -----------------------------------------------------------------------------------------------
 fetch_tftp() { # BLKSIZE CLIENTS PORT -> MB/s in all
@@ -201,10 +232,28 @@ stop_all
 # --- what was seen --------------------------------------------------------------------------------------
 row() { printf '%-44s %12s %12s %12s %8s\n' "$@"; }
 echo
-row "DHCP, exchanges completed/s at best" rackstrap kea dnsmasq "to kea"
-row "1,000 reservations" "${dhcp[rackstrap,reserved]}" "${dhcp[kea,reserved]}" "${dhcp[dnsmasq,reserved]}" "$(ratio "${dhcp[rackstrap,reserved]}" "${dhcp[kea,reserved]}")"
-row "pool, 30,000 new clients (only ours asks first)" "${dhcp[rackstrap,pool]}" "${dhcp[kea,pool]}" "${dhcp[dnsmasq,pool]}" "$(ratio "${dhcp[rackstrap,pool]}" "${dhcp[kea,pool]}")"
-row "loss at 1,000/s with reservations, %" "${dhcp[rackstrap,at1000]}" "${dhcp[kea,at1000]}" "${dhcp[dnsmasq,at1000]}" ""
+three() { # LABEL KEY
+  row "$1" "${dhcp[rackstrap,$2]}" "${dhcp[kea,$2]}" "${dhcp[dnsmasq,$2]}" "$(ratio "${dhcp[rackstrap,$2]}" "${dhcp[kea,$2]}")"
+}
+row "DHCP, exchanges completed/s" rackstrap kea dnsmasq "to kea"
+for rate in $rates; do
+  three "1,000 reservations, $rate/s offered" "reserved,$rate"
+  three "  processor time for each, us" "reserved-us,$rate"
+done
+for rate in $rates; do
+  three "pool, $rate/s new clients (only ours asks first)" "pool,$rate"
+  three "  processor time for each, us" "pool-us,$rate"
+done
+three "loss at 1,000/s with reservations, %" "lost,1000"
+echo
+row "DHCP, 500/s listed beside a flood" rackstrap kea dnsmasq "to kea"
+for strangers in $floods; do
+  three "listed exchanges lost, %, $strangers/s DISCOVERs" "lost_percent,$strangers"
+  three "  the slowest percent of them took, ms" "p99_ms,$strangers"
+  [ "$strangers" = 0 ] || three "  strangers' DISCOVERs answered/s" "flood_offers_per_s,$strangers"
+  three "  processor time for each answer, us" "cpu_us_per_answer,$strangers"
+  three "  memory at most, MiB" "peak_mib,$strangers"
+done
 echo
 row "TFTP, MB/s in all" rackstrap tftpd-hpa "ratios seen" middle
 for blksize in 512 1468; do

@@ -191,11 +191,16 @@ func (x *exchange) quarantine(ip netip.Addr, by string) {
 	}
 }
 
-// bind leases the address to the client. It returns when that is on disk: only then may the ACK leave.
+// bind leases the address to the client. It returns when that is on disk: only then may the ACK leave. What is on disk
+// lasts quietTime longer than what the client is told, so that a repetition within that time costs no write.
 func (x *exchange) bind(ip netip.Addr) error {
 	before, had := x.s.rack.LeaseOf(x.f.mac)
+	until := x.s.now().Add(x.v.leaseFor)
+	if had && before.IP == ip && before.State == lifecycle.LeaseBound && !before.Expires.Before(until) {
+		return nil
+	}
 	err := x.s.rack.Bind(x.ctx, lifecycle.Lease{IP: ip, MAC: x.f.mac, State: lifecycle.LeaseBound,
-		Expires: x.s.now().Add(x.v.leaseFor)})
+		Expires: until.Add(quietTime)})
 	if err != nil {
 		return err
 	}

@@ -19,17 +19,19 @@ const (
 	// ofPromised goes on with what was begun: a REQUEST for an address that was offered or leased, a packet whose
 	// conflict check is done. Without it a flood of DISCOVERs would leave nobody time to take what is offered.
 	ofPromised
+	// ofExcess is what comes in the name of a listed machine beyond its share: others may send it.
+	ofExcess
 	// ofStranger is all else: MAC addresses that can be made up.
 	ofStranger
 )
 
 // Sizes of the backlog. What does not find room is dropped: its client asks again.
 const (
-	maxListed    = 2048 // packets of listed machines that wait for a worker
+	maxListed    = 2048 // packets of listed machines that wait for a worker; as many again beyond their shares
 	maxPromised  = 4096 // those of clients that an address was promised; more than there are conflict checks
-	maxStrangers = 512  // those of strangers, for each network: they wait a fraction of a second, or not at all
-	// listedShare is how many packets of one listed MAC are urgent in a second. A machine needs less; what
-	// somebody else sends in its name waits with the strangers' packets.
+	maxStrangers = 1024 // those of strangers, for each network: they wait a fraction of a second, or not at all
+	// listedShare is how many packets of one listed MAC are urgent in a second. A machine needs less; what somebody
+	// else sends in its name takes nothing from other machines.
 	listedShare = 8
 )
 
@@ -42,9 +44,9 @@ type backlog struct {
 	waiting int       // of the latter
 	closed  bool
 
-	listed, promised fifo
-	strangers        []fifo // by network
-	turn             int
+	listed, promised, excess fifo
+	strangers                []fifo // by network
+	turn                     int
 
 	shares map[inventory.MAC]int // packets of listed machines in this second
 	second time.Time
@@ -66,6 +68,8 @@ func (b *backlog) put(p *packet, h header, listed, promised bool, network int) b
 		p.urgency = ofListed
 	case promised, listed && h.kind == dhcpv4.MessageTypeRequest:
 		p.urgency = ofPromised
+	case listed:
+		p.urgency = ofExcess
 	}
 	return b.add(p, network)
 }
@@ -74,9 +78,7 @@ func (b *backlog) put(p *packet, h header, listed, promised bool, network int) b
 func (b *backlog) goOn(p *packet) bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if p.urgency == ofStranger {
-		p.urgency = ofPromised
-	}
+	p.urgency = ofPromised
 	return b.add(p, 0)
 }
 
@@ -106,6 +108,10 @@ func (b *backlog) add(p *packet, network int) bool {
 		}
 	case ofPromised:
 		if !b.promised.push(p, maxPromised) {
+			return false
+		}
+	case ofExcess:
+		if !b.excess.push(p, maxListed) {
 			return false
 		}
 	case ofStranger:
@@ -145,8 +151,10 @@ func (b *backlog) next(onlyListed bool) *packet {
 	if p := b.listed.pop(); p != nil || onlyListed {
 		return p
 	}
-	if p := b.promised.pop(); p != nil {
-		return p
+	for _, f := range []*fifo{&b.promised, &b.excess} {
+		if p := f.pop(); p != nil {
+			return p
+		}
 	}
 	for range b.strangers {
 		b.turn = (b.turn + 1) % len(b.strangers)

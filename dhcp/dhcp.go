@@ -2,8 +2,8 @@
 // of the list, a pool for the others, and what their firmware shall boot. Beside an existing DHCP server it
 // says only the latter (PXE 2.1 proxyDHCP).
 //
-// A packet goes one way: server.go receives it, backlog.go has it wait by its urgency, facts.go reads it once, handle.go picks the file of its
-// message (discover.go, request.go, …), reply.go and boot.go build the answer, send.go sends it.
+// A packet goes one way: server.go receives it, backlog.go has it wait by its urgency, facts.go reads it once, handle.go
+// picks the file of its message (discover.go, request.go, …), reply.go and boot.go build the answer, send.go sends it.
 // Server.Handle is everything but the two ends, and never sends.
 package dhcp
 

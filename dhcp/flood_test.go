@@ -78,11 +78,19 @@ func TestListedMACHasAShare(t *testing.T) {
 	for range listedShare {
 		require.Equal(t, ofListed, urgency(discover(macMaster)))
 	}
-	require.Equal(t, ofStranger, urgency(discover(macMaster)))
+	require.Equal(t, ofExcess, urgency(discover(macMaster)))
 	require.Equal(t, ofPromised, urgency(request(macMaster, server(ours), wants(masterIP))), "an exchange that began is brought to its end")
 	require.Equal(t, ofListed, urgency(discover(macNode)))
 	r.clock.forward(time.Second)
 	require.Equal(t, ofListed, urgency(discover(macMaster)))
+	for i := range 10 * maxListed {
+		r.arrive(discover(macMaster))
+		if i%2 == 0 {
+			r.clock.forward(time.Second / listedShare)
+		}
+	}
+	require.LessOrEqual(t, r.backlog.excess.size, maxListed)
+	require.Less(t, r.backlog.listed.size, maxListed+1)
 }
 
 // TestPeek: what is no DHCP message is nobody's, and reading it never fails (see FuzzHandle, too).
@@ -127,6 +135,39 @@ func TestSlowDiskHoldsNoListedMachineUp(t *testing.T) {
 		time.Sleep(100 * time.Microsecond)
 	}
 	require.Equal(t, ackT, ask(t, s, client, request(macMaster, ciaddr(loopback)).ToBytes()).MessageType())
+}
+
+// countingStore counts the leases that are written.
+type countingStore struct {
+	*lifecycle.MemoryStore
+	leases int
+}
+
+func (s *countingStore) PutLease(ctx context.Context, l lifecycle.Lease) error {
+	s.leases++
+	return s.MemoryStore.PutLease(ctx, l)
+}
+
+// TestRepeatedREQUESTWritesNothing: a storm of repetitions is none of the disk, and what is on disk always lasts as long
+// as what the client was told.
+func TestRepeatedREQUESTWritesNothing(t *testing.T) {
+	store := &countingStore{MemoryStore: lifecycle.NewMemoryStore()}
+	r := newRig(t, config())
+	rack, err := lifecycle.New(t.Context(), config(), lifecycle.Options{Store: store, Log: r.log, Now: r.now})
+	require.NoError(t, err)
+	r.rack = rack
+	for i := range 1000 {
+		if i == 500 {
+			r.clock.forward(quietTime)
+		}
+		require.Equal(t, ackT, kindOf(r.ask(request(macUnknown, server(ours), wants(addr(230))))))
+	}
+	require.Equal(t, 1, store.leases)
+	r.clock.forward(time.Second)
+	require.Equal(t, ackT, kindOf(r.ask(request(macUnknown, server(ours), wants(addr(230))))))
+	require.Equal(t, 2, store.leases)
+	l, _ := rack.LeaseOf(macUnknown)
+	require.False(t, l.Expires.Before(r.now().Add(config().Network.DHCP.LeaseTime)))
 }
 
 // TestParkedPacketComesBack: a packet whose conflict check is done is answered before strangers who come anew; if it
@@ -288,8 +329,9 @@ func madeUpAddresses(t *testing.T, n *network) {
 		}
 		return nil
 	}))
-	for range 3 {
-		replies := n.exchange(t, portClient, discover(macMaster, flags(broadcastFlag)), everybody, 1)
+	for i := range 3 {
+		ask := discover(macMaster, flags(broadcastFlag), func(m *dhcpv4.DHCPv4) { m.TransactionID = dhcpv4.TransactionID{9, 9, 9, byte(i)} })
+		replies := n.exchange(t, portClient, ask, everybody, 1)
 		require.Len(t, replies, 1)
 		require.Equal(t, masterIP, addrOf(replies[0].YourIPAddr))
 	}

@@ -295,6 +295,7 @@ func (s *Server) serve(ctx context.Context, p *packet) (done bool) {
 // await has a packet come back to the backlog when the conflict check of an address is done; false: too many are
 // under way.
 func (s *Server) await(p *packet, ip netip.Addr) bool {
+	p.req = nil // to be read again: many wait, for half a second
 	return s.check(ip, func(found verdict) {
 		found.tries += p.known.tries
 		p.known = found
@@ -327,7 +328,9 @@ func (s *Server) answer(ctx context.Context, p *packet) Answer {
 			return Answer{Drop: DropMalformed, Why: err.Error()}
 		}
 		p.req = req
-		counterOf(&s.metrics.receivedOf, req.MessageType()).Inc()
+		if !p.known.ip.IsValid() { // not counted yet
+			counterOf(&s.metrics.receivedOf, req.MessageType()).Inc()
+		}
 	}
 	return s.handle(ctx, p.req, p.via, p.known)
 }

@@ -128,6 +128,14 @@ func newRig(t testing.TB, cfg *inventory.Config, edit ...func(*Options)) *rig {
 	return &rig{s, t, c, store}
 }
 
+// keepIn has the rack keep everything in another store.
+func (r *rig) keepIn(store lifecycle.Store) {
+	r.t.Helper()
+	rack, err := lifecycle.New(r.t.Context(), r.rack.Config(), lifecycle.Options{Store: store, Log: r.log, Now: r.now})
+	require.NoError(r.t, err)
+	r.rack = rack
+}
+
 // ask hands a message to the server as if it came by broadcast.
 func (r *rig) ask(req *dhcpv4.DHCPv4) Answer {
 	return r.Handle(context.Background(), req, Arrival{Interface: 2, From: netip.MustParseAddrPort("0.0.0.0:68"), To: broadcast})

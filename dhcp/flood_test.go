@@ -153,9 +153,7 @@ func (s *countingStore) PutLease(ctx context.Context, l lifecycle.Lease) error {
 func TestRepeatedREQUESTWritesNothing(t *testing.T) {
 	store := &countingStore{MemoryStore: lifecycle.NewMemoryStore()}
 	r := newRig(t, config())
-	rack, err := lifecycle.New(t.Context(), config(), lifecycle.Options{Store: store, Log: r.log, Now: r.now})
-	require.NoError(t, err)
-	r.rack = rack
+	r.keepIn(store)
 	for i := range 1000 {
 		if i == 500 {
 			r.clock.forward(quietTime)
@@ -166,7 +164,7 @@ func TestRepeatedREQUESTWritesNothing(t *testing.T) {
 	r.clock.forward(time.Second)
 	require.Equal(t, ackT, kindOf(r.ask(request(macUnknown, server(ours), wants(addr(230))))))
 	require.Equal(t, 2, store.leases)
-	l, _ := rack.LeaseOf(macUnknown)
+	l, _ := r.rack.LeaseOf(macUnknown)
 	require.False(t, l.Expires.Before(r.now().Add(config().Network.DHCP.LeaseTime)))
 }
 

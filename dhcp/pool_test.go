@@ -276,11 +276,8 @@ func TestReloadKeepsLeases(t *testing.T) {
 
 // TestStoreFails: what is not on disk is not acknowledged.
 func TestStoreFails(t *testing.T) {
-	full := &fullDisk{MemoryStore: lifecycle.NewMemoryStore()}
 	r := newRig(t, config())
-	rack, err := lifecycle.New(t.Context(), config(), lifecycle.Options{Store: full, Log: r.log, Now: r.now})
-	require.NoError(t, err)
-	r.rack = rack
+	r.keepIn(&fullDisk{MemoryStore: lifecycle.NewMemoryStore()})
 	require.Equal(t, DropStore, r.ask(request(macUnknown, server(ours), wants(addr(230)))).Drop)
 	require.Equal(t, ackT, kindOf(r.ask(request(macMaster, server(ours), wants(masterIP)))), "reservations need no disk")
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 
 	"rackstrap/inventory"
 )
@@ -27,8 +26,8 @@ func (e *LeaseTakenError) Error() string {
 func (r *Rack) Bind(ctx context.Context, l Lease) error {
 	defer r.turns.take("lease " + l.IP.String())()
 	r.mu.RLock()
-	held, ok := r.leases[l.IP]
-	before, moved := r.leaseOf[l.MAC]
+	held, ok := r.leases.byIP(l.IP)
+	before, moved := r.leases.byMAC(l.MAC)
 	r.mu.RUnlock()
 	if ok && held.MAC != l.MAC && held.Expires.After(r.now()) {
 		return &LeaseTakenError{IP: l.IP, Holder: held.MAC}
@@ -37,26 +36,12 @@ func (r *Rack) Bind(ctx context.Context, l Lease) error {
 		return fmt.Errorf("store lease %s: %w", l.IP, err)
 	}
 	r.mu.Lock()
-	r.indexLease(l)
+	r.leases.put(l)
 	r.mu.Unlock()
-	if moved && before != l.IP && !l.MAC.IsZero() {
-		return r.store.DropLease(ctx, before)
+	if moved && before.IP != l.IP && !l.MAC.IsZero() {
+		return r.store.DropLease(ctx, before.IP)
 	}
 	return nil
-}
-
-// indexLease shows a lease. The caller holds mu, or is New.
-func (r *Rack) indexLease(l Lease) {
-	if old, ok := r.leases[l.IP]; ok && r.leaseOf[old.MAC] == l.IP {
-		delete(r.leaseOf, old.MAC)
-	}
-	if !l.MAC.IsZero() {
-		if before, ok := r.leaseOf[l.MAC]; ok && before != l.IP {
-			delete(r.leases, before)
-		}
-		r.leaseOf[l.MAC] = l.IP
-	}
-	r.leases[l.IP] = l
 }
 
 // Quarantine keeps an address from being handed out until l.Expires: somebody declined it, or it answered.
@@ -69,7 +54,7 @@ func (r *Rack) Quarantine(ctx context.Context, l Lease) error {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.indexLease(l)
+	r.leases.put(l)
 	return nil
 }
 
@@ -77,7 +62,7 @@ func (r *Rack) Quarantine(ctx context.Context, l Lease) error {
 func (r *Rack) Unbind(ctx context.Context, mac inventory.MAC, ip netip.Addr) error {
 	defer r.turns.take("lease " + ip.String())()
 	r.mu.RLock()
-	held, ok := r.leases[ip]
+	held, ok := r.leases.byIP(ip)
 	r.mu.RUnlock()
 	if !ok || held.MAC != mac || mac.IsZero() {
 		return nil
@@ -87,8 +72,7 @@ func (r *Rack) Unbind(ctx context.Context, mac inventory.MAC, ip netip.Addr) err
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	delete(r.leases, ip)
-	delete(r.leaseOf, mac)
+	r.leases.drop(ip)
 	return nil
 }
 
@@ -96,26 +80,19 @@ func (r *Rack) Unbind(ctx context.Context, mac inventory.MAC, ip netip.Addr) err
 func (r *Rack) LeaseOf(mac inventory.MAC) (Lease, bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	ip, ok := r.leaseOf[mac]
-	return r.leases[ip], ok
+	return r.leases.byMAC(mac)
 }
 
 // LeaseAt is the lease of an address, expired or not.
 func (r *Rack) LeaseAt(ip netip.Addr) (Lease, bool) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	l, ok := r.leases[ip]
-	return l, ok
+	return r.leases.byIP(ip)
 }
 
 // Leases lists all leases by address, expired ones included.
 func (r *Rack) Leases() []Lease {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
-	all := make([]Lease, 0, len(r.leases))
-	for _, l := range r.leases {
-		all = append(all, l)
-	}
-	slices.SortFunc(all, func(a, b Lease) int { return a.IP.Compare(b.IP) })
-	return all
+	return r.leases.all()
 }

@@ -48,8 +48,7 @@ type Rack struct {
 	slot      string                   // the first machine of the list without hardware; see known
 	sightings map[inventory.MAC]*sighting
 	unwritten []*sighting // those that are dirty
-	leases    map[netip.Addr]Lease
-	leaseOf   map[inventory.MAC]netip.Addr
+	leases    leaseIndex
 	owners    map[identity]string      // UUID -> name of the machine that it proves; "": several have it
 	used      map[string]inventory.MAC // by name: the card that a machine with several used last
 
@@ -74,8 +73,7 @@ func New(ctx context.Context, cfg *inventory.Config, o Options) (*Rack, error) {
 		store: o.Store, log: o.Log, now: o.Now,
 		records:   map[string]Record{},
 		sightings: map[inventory.MAC]*sighting{},
-		leases:    map[netip.Addr]Lease{},
-		leaseOf:   map[inventory.MAC]netip.Addr{},
+		leases:    newLeaseIndex(),
 		used:      map[string]inventory.MAC{},
 	}
 	r.started = r.now()
@@ -101,7 +99,7 @@ func New(ctx context.Context, cfg *inventory.Config, o Options) (*Rack, error) {
 		return nil, fmt.Errorf("read leases: %w", err)
 	}
 	for _, l := range leases {
-		r.indexLease(l)
+		r.leases.put(l)
 	}
 	if r.cluster, err = r.store.Cluster(ctx); err != nil {
 		return nil, fmt.Errorf("read cluster: %w", err)
@@ -306,7 +304,7 @@ func (r *Rack) MACByIP(ip netip.Addr) (inventory.MAC, bool) {
 		mac := r.card(listed)
 		return mac, !mac.IsZero()
 	}
-	if l, ok := r.leases[ip]; ok && l.State == LeaseBound {
+	if l, ok := r.leases.byIP(ip); ok && l.State == LeaseBound {
 		return l.MAC, true
 	}
 	return inventory.MAC{}, false

@@ -25,7 +25,7 @@ const (
 	ofStranger
 )
 
-// Sizes of the backlog. What does not find room is dropped: its client asks again.
+// Sizes of the backlog. What finds no room is dropped: its client asks again.
 const (
 	maxListed    = 2048 // packets of listed machines that wait for a worker; as many again beyond their shares
 	maxPromised  = 4096 // those of clients that an address was promised; more than there are conflict checks
@@ -48,18 +48,22 @@ type backlog struct {
 	strangers                []fifo // by network
 	turn                     int
 
+	// paused tells that no stranger can be answered now, because too many conflict checks are under way. Each that ends
+	// wakes a worker, by goOn.
+	paused func() bool
+
 	shares map[inventory.MAC]int // packets of listed machines in this second
 	second time.Time
 }
 
-func newBacklog() *backlog {
-	b := &backlog{shares: map[inventory.MAC]int{}, strangers: make([]fifo, 1)}
+func newBacklog(paused func() bool) *backlog {
+	b := &backlog{paused: paused, shares: map[inventory.MAC]int{}, strangers: make([]fifo, 1)}
 	b.work.L, b.urgent.L = &b.mu, &b.mu
 	return b
 }
 
-// put adds a packet that just arrived, and tells whether there was room.
-func (b *backlog) put(p *packet, h header, listed, promised bool, network int) bool {
+// put adds a packet that just arrived, and returns the one that there is no room for, if any.
+func (b *backlog) put(p *packet, h header, listed, promised bool, network int) (dropped *packet) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p.urgency = ofStranger
@@ -74,8 +78,8 @@ func (b *backlog) put(p *packet, h header, listed, promised bool, network int) b
 	return b.add(p, network)
 }
 
-// goOn adds a packet whose conflict check is done.
-func (b *backlog) goOn(p *packet) bool {
+// goOn adds a packet whose conflict check is done, and returns it if there is no room.
+func (b *backlog) goOn(p *packet) (dropped *packet) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	p.urgency = ofPromised
@@ -92,38 +96,37 @@ func (b *backlog) withinShare(mac inventory.MAC, now time.Time) bool {
 	return b.shares[mac] <= listedShare
 }
 
-// add puts a packet behind the others of its urgency. The caller holds mu.
-func (b *backlog) add(p *packet, network int) bool {
-	if b.closed {
-		return false
-	}
+// add puts a packet behind the others of its urgency, and returns the one that there is no room for: a stranger's that
+// waits for the longest time, else the new one. The caller holds mu.
+func (b *backlog) add(p *packet, network int) (dropped *packet) {
+	line, bound := &b.listed, maxListed
 	switch p.urgency {
-	case ofListed:
-		if !b.listed.push(p, maxListed) {
-			return false
-		}
-		if b.waiting > 0 {
-			b.urgent.Signal()
-			return true
-		}
 	case ofPromised:
-		if !b.promised.push(p, maxPromised) {
-			return false
-		}
+		line, bound = &b.promised, maxPromised
 	case ofExcess:
-		if !b.excess.push(p, maxListed) {
-			return false
-		}
+		line = &b.excess
 	case ofStranger:
 		for network >= len(b.strangers) {
 			b.strangers = append(b.strangers, fifo{})
 		}
-		if !b.strangers[network].push(p, maxStrangers) {
-			return false
-		}
+		line, bound = &b.strangers[network], maxStrangers
 	}
-	b.work.Signal()
-	return true
+	switch {
+	case b.closed:
+		return p
+	case line.size < bound:
+	case p.urgency == ofStranger:
+		dropped = line.pop()
+	default:
+		return p
+	}
+	line.push(p, bound)
+	if p.urgency == ofListed && b.waiting > 0 {
+		b.urgent.Signal()
+	} else {
+		b.work.Signal()
+	}
+	return dropped
 }
 
 // take waits for the packet that is served next; nil: the backlog is closed. A worker that only takes listed ones
@@ -156,9 +159,14 @@ func (b *backlog) next(onlyListed bool) *packet {
 			return p
 		}
 	}
+	if b.paused() {
+		return nil
+	}
 	for range b.strangers {
 		b.turn = (b.turn + 1) % len(b.strangers)
-		if p := b.strangers[b.turn].pop(); p != nil {
+		// The one that came last: it is answered in time, while whoever waits for long has given up or asked again. In
+		// the order of their arrival all answers of an overloaded server would come too late.
+		if p := b.strangers[b.turn].popLast(); p != nil {
 			return p
 		}
 	}
@@ -174,17 +182,14 @@ func (b *backlog) close() {
 	b.urgent.Broadcast()
 }
 
-// fifo is a queue of packets: a ring that grows up to its bound.
+// fifo is a queue of packets: a ring that grows up to its bound. Whoever pushes has looked whether there is room.
 type fifo struct {
 	ring []*packet
 	head int
 	size int
 }
 
-func (f *fifo) push(p *packet, bound int) bool {
-	if f.size >= bound {
-		return false
-	}
+func (f *fifo) push(p *packet, bound int) {
 	if f.size == len(f.ring) {
 		ring := make([]*packet, min(max(64, 2*f.size), bound))
 		for i := range f.size {
@@ -194,7 +199,6 @@ func (f *fifo) push(p *packet, bound int) bool {
 	}
 	f.ring[(f.head+f.size)%len(f.ring)] = p
 	f.size++
-	return true
 }
 
 func (f *fifo) pop() *packet {
@@ -205,6 +209,18 @@ func (f *fifo) pop() *packet {
 	f.ring[f.head] = nil
 	f.head = (f.head + 1) % len(f.ring)
 	f.size--
+	return p
+}
+
+// popLast takes the one that was put in last.
+func (f *fifo) popLast() *packet {
+	if f.size == 0 {
+		return nil
+	}
+	f.size--
+	last := (f.head + f.size) % len(f.ring)
+	p := f.ring[last]
+	f.ring[last] = nil
 	return p
 }
 
@@ -245,8 +261,9 @@ func peek(data []byte) (h header) {
 	return h
 }
 
-// enqueue finds out how urgent a packet is, and has it wait for a worker.
-func (s *Server) enqueue(p *packet) bool {
+// enqueue finds out how urgent a packet is, and has it wait for a worker. It returns the packet that there is no room
+// for, if any.
+func (s *Server) enqueue(p *packet) (dropped *packet) {
 	h := peek(p.data)
 	listed := s.rack.Listed(h.mac)
 	promised := !listed && h.kind == dhcpv4.MessageTypeRequest && s.promised(h.mac)

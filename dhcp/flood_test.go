@@ -17,7 +17,7 @@ import (
 // arrive puts a message into the backlog as if it came by a relay agent, or by broadcast.
 func (r *rig) arrive(req *dhcpv4.DHCPv4) (*packet, bool) {
 	p := &packet{data: req.ToBytes(), arrived: r.now(), via: Arrival{Interface: 2, From: netip.MustParseAddrPort("0.0.0.0:68"), To: broadcast}}
-	return p, r.enqueue(p)
+	return p, r.enqueue(p) == nil
 }
 
 // serveNext handles the packet whose turn it is, and returns whose it was.
@@ -40,14 +40,14 @@ func TestListedComeFirst(t *testing.T) {
 	r.ask(discover(mac(7))) // has an offer from here on
 	for i := range 10 * maxStrangers {
 		_, ok := r.arrive(discover(mac(1000 + i)))
-		require.Equal(t, i < maxStrangers, ok, "what does not find room is dropped")
+		require.Equal(t, i < maxStrangers, ok, "the one that waits for the longest time is dropped")
 	}
 	for i := range 2 {
 		_, ok := r.arrive(discover(mac(100_000+i), giaddr(relay)))
 		require.True(t, ok, "another network has room of its own")
 	}
-	_, ok := r.arrive(request(mac(8), server(ours), wants(addr(230))))
-	require.False(t, ok, "a REQUEST alone is no promise")
+	alone, _ := r.arrive(request(mac(8), server(ours), wants(addr(230))))
+	require.Equal(t, ofStranger, alone.urgency, "a REQUEST alone is no promise")
 	promised, ok := r.arrive(request(mac(7), server(ours), wants(addr(230))))
 	require.True(t, ok)
 	require.Equal(t, ofPromised, promised.urgency)
@@ -64,6 +64,8 @@ func TestListedComeFirst(t *testing.T) {
 		order = append(order, r.serveNext(false))
 	}
 	require.Subset(t, order[:4], []inventory.MAC{mac(100_000), mac(100_001)}, "in turn with the flood of the other network")
+	newest := 1000 + 10*maxStrangers - 1
+	require.Subset(t, order, []inventory.MAC{mac(8), mac(newest), mac(newest - 1)}, "the newest first: who waits for long has given up")
 }
 
 // TestListedMACHasAShare: who sends in the name of a listed machine is not urgent for long, and takes nothing from
@@ -190,6 +192,29 @@ func TestParkedPacketComesBack(t *testing.T) {
 	prober.end()
 	require.False(t, r.offers.has(macOther))
 	require.Equal(t, free-1, r.view().subnets[0].pool.free, "only the first one has an address")
+}
+
+// TestStrangersWaitForAConflictCheck: while no further check can begin, strangers are left where they cost nothing.
+func TestStrangersWaitForAConflictCheck(t *testing.T) {
+	var prober held
+	r := newRig(t, config(func(c *inventory.Config) {
+		c.Network.Prefix = netip.MustParsePrefix("10.10.0.0/16")
+		c.Network.Pool = rangeOf("10.10.16.0", "10.10.255.254")
+	}), func(o *Options) { o.Prober = prober.probe })
+	for i := range maxChecks {
+		require.False(t, r.serve(t.Context(), &packet{data: discover(mac(i)).ToBytes(), via: Arrival{Interface: 2, To: broadcast}}))
+	}
+	for _, client := range []inventory.MAC{macUnknown, macMaster} {
+		_, ok := r.arrive(discover(client))
+		require.True(t, ok)
+	}
+	require.Equal(t, macMaster, r.serveNext(false))
+	require.Zero(t, r.serveNext(false))
+	prober.end()
+	for i := range maxChecks {
+		require.Equal(t, mac(i), r.serveNext(false))
+	}
+	require.Equal(t, macUnknown, r.serveNext(false))
 }
 
 // TestConflictVerdicts: an address in use leads to the next one, and a packet does not go on for ever.

@@ -131,11 +131,11 @@ func newServer(o Options) (*Server, error) {
 		httpPort: o.HTTPPort, clientPort: o.ClientPort, relayPort: o.Port,
 		offers: newOffers(), notes: newNotes(maxNotes), strayed: newNotes(maxStrayed), prober: o.Prober,
 		foreignTime: foreignTime,
-		backlog:     newBacklog(),
 		reach:       map[bool]*reach{true: newReach(), false: newReach()},
 		complain:    rate.NewLimiter(rate.Every(5*time.Second), 5),
 		faulty:      rate.NewLimiter(rate.Every(5*time.Second), 5),
 	}
+	s.backlog = newBacklog(func() bool { return s.checks.Load() >= maxChecks })
 	s.packets.New = func() any { return &packet{} }
 	if s.clientPort == 0 {
 		s.clientPort = portClient
@@ -213,9 +213,9 @@ func (s *Server) receive(ctx context.Context, l *listener) {
 			continue
 		}
 		pause = time.Millisecond
-		if !s.enqueue(p) {
-			s.drop(Answer{Drop: DropOverload, Why: "too many packets"}, p.via.From)
-			s.packets.Put(p)
+		if dropped := s.enqueue(p); dropped != nil {
+			s.drop(Answer{Drop: DropOverload, Why: "too many packets"}, dropped.via.From)
+			s.packets.Put(dropped)
 		}
 	}
 }
@@ -299,7 +299,7 @@ func (s *Server) await(p *packet, ip netip.Addr) bool {
 	return s.check(ip, func(found verdict) {
 		found.tries += p.known.tries
 		p.known = found
-		if !s.backlog.goOn(p) {
+		if s.backlog.goOn(p) != nil {
 			s.abandon(p)
 		}
 	})

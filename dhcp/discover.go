@@ -61,6 +61,10 @@ func (x *exchange) enroll() {
 		return
 	}
 	x.s.rack.See(lifecycle.Sighting{MAC: x.f.mac, UUID: uuidText(x.f.machineID)}) // two cards may ask at the same time
+	if _, remembered := x.s.rack.Sighting(x.f.mac); !remembered {
+		x.s.note(x.f.mac, lifecycle.Info, "enroll", "not enrolled yet: more machines outside the list are seen than are remembered")
+		return
+	}
 	_, err := x.s.rack.Enroll(x.ctx, x.f.mac)
 	var card *lifecycle.FurtherCardError
 	switch {

@@ -287,6 +287,19 @@ func TestNotesAreBounded(t *testing.T) {
 	require.Len(t, r.events(macMaster), notesAtOnce+1)
 }
 
+// TestNobodyIsEnrolledUnremembered: that a machine is no further card of another one is known of remembered ones alone.
+func TestNobodyIsEnrolledUnremembered(t *testing.T) {
+	r := newRig(t, config(policy(inventory.UnknownEnroll)))
+	for i := range 5000 {
+		r.rack.See(lifecycle.Sighting{MAC: mac(i)})
+	}
+	require.Equal(t, offerT, kindOf(r.ask(discover(macUnknown, firmwareOf["x64"]))))
+	require.False(t, r.rack.Listed(macUnknown))
+	r.clock.forward(time.Second)
+	require.Equal(t, offerT, kindOf(r.ask(discover(macUnknown, firmwareOf["x64"]))))
+	require.True(t, r.rack.Listed(macUnknown))
+}
+
 // TestOverloadIsReported: how much was dropped is an event, every now and then.
 func TestOverloadIsReported(t *testing.T) {
 	r := newRig(t, config())

@@ -43,9 +43,11 @@ type noted struct {
 }
 
 type seen struct {
-	at   time.Time
-	role role
-	ip   netip.Addr
+	at    time.Time
+	role  role
+	ip    netip.Addr
+	since time.Time // when count began
+	count int       // of news within quietTime
 }
 
 func newNotes(max int) *notes {
@@ -122,22 +124,28 @@ func (x *exchange) firmwareSeen() string {
 	return string(x.f.firmware)
 }
 
-// news tells whether the packet says anything that was not seen within quietTime. A machine whose state
-// changed since is always news: the lifecycle compares the times of both.
+// news tells whether the packet says anything that was not seen within quietTime, nor too much else. A machine whose
+// state changed since is always news: the lifecycle compares the times of both.
 func (n *notes) news(x *exchange, ip netip.Addr, now time.Time) bool {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	last, ok := n.seen[x.f.mac]
-	if ok && last.role == x.f.role && now.Sub(last.at) < quietTime && !x.d.Record.Since.After(last.at) &&
-		(!ip.IsValid() || last.ip == ip) {
+	moved := x.d.Record.Since.After(last.at)
+	if ok && last.role == x.f.role && now.Sub(last.at) < quietTime && !moved && (!ip.IsValid() || last.ip == ip) {
+		return false
+	}
+	if now.Sub(last.since) >= quietTime {
+		last.since, last.count = now, 0
+	}
+	if last.count >= notesAtOnce && !moved {
 		return false
 	}
 	if !ip.IsValid() {
 		ip = last.ip
 	}
-	if len(n.seen) >= n.max {
+	if !ok && len(n.seen) >= n.max {
 		clear(n.seen)
 	}
-	n.seen[x.f.mac] = seen{now, x.f.role, ip}
+	n.seen[x.f.mac] = seen{now, x.f.role, ip, last.since, last.count + 1}
 	return true
 }

@@ -23,7 +23,7 @@ func (r *Rack) at(d Decision, client netip.Addr) Decision {
 	}
 	advice := fmt.Sprintf("reserve that for %s there, or change its ip in the list", d.MAC)
 	if r.config.Network.DHCP.Mode == inventory.DHCPServer {
-		if l, ok := r.leases[client]; ok && d.Machine.Has(l.MAC) {
+		if l, ok := r.leases.byIP(client); ok && d.Machine.Has(l.MAC) {
 			return d // approved in the waiting screen: the installer asks this appliance, and gets the reserved one
 		}
 		advice = "no other DHCP server may answer on this network (`rackstrap doctor` looks for it)"

@@ -150,7 +150,7 @@ func (r *Rack) see(s Sighting, now time.Time) (sharedUUID bool) {
 	switch {
 	case ok:
 		r.strangers.seen.MoveToBack(known.place)
-	case r.admit(s.MAC, now):
+	case r.admit(s, now):
 		known = &sighting{Sighting: Sighting{MAC: s.MAC, First: now}}
 		r.remember(known)
 	default:

@@ -18,7 +18,7 @@ const (
 	// maxDiscovered is how many machines outside the list are remembered; beyond, the one not seen for the longest time
 	// is forgotten.
 	maxDiscovered = 2_000
-	// newcomers is how many of them are remembered anew in a second.
+	// newcomers is how many of them are remembered anew in a second; as many again that are further cards of machines in it.
 	newcomers, newcomersAtOnce = rate.Limit(50), 1_000
 	// discoveredEvents is how many events of remembered ones are noted in a second.
 	discoveredEvents, discoveredEventsAtOnce = rate.Limit(500), 5_000
@@ -30,7 +30,7 @@ const (
 
 // strangers bounds what machines outside the list cause.
 type strangers struct {
-	newcomers, discovered, stray *rate.Limiter
+	newcomers, cards, discovered, stray *rate.Limiter
 
 	leftOut  atomic.Int64 // observations, since they were last reported
 	reported time.Time    // of the goroutine of Run
@@ -39,6 +39,7 @@ type strangers struct {
 
 func (s *strangers) init() {
 	s.newcomers = rate.NewLimiter(newcomers, newcomersAtOnce)
+	s.cards = rate.NewLimiter(newcomers, newcomersAtOnce)
 	s.discovered = rate.NewLimiter(discoveredEvents, discoveredEventsAtOnce)
 	s.stray = rate.NewLimiter(strayEvents, strayEventsAtOnce)
 }
@@ -70,10 +71,14 @@ func (r *Rack) remember(s *sighting) {
 	s.place = r.strangers.seen.PushBack(s)
 }
 
-// admit tells whether there is room to remember one more machine, and makes it. The caller holds mu.
-func (r *Rack) admit(mac inventory.MAC, now time.Time) bool {
-	_, listed := r.names[mac]
-	if !listed && !r.strangers.newcomers.AllowN(now, 1) {
+// admit tells whether there is room to remember one more machine, and makes it. Further cards of machines in the list
+// have a budget of their own: what they boot depends on being remembered. The caller holds mu.
+func (r *Rack) admit(s Sighting, now time.Time) bool {
+	budget := r.strangers.newcomers
+	if _, further := r.cardOf(s.MAC, s.UUID); further {
+		budget = r.strangers.cards
+	}
+	if _, listed := r.names[s.MAC]; !listed && !budget.AllowN(now, 1) {
 		r.strangers.leftOut.Add(1)
 		return false
 	}

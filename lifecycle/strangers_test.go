@@ -117,3 +117,22 @@ func TestListedFollowsTheList(t *testing.T) {
 	_, ok = r.FreeSlot()
 	require.False(t, ok)
 }
+
+// TestFurtherCardsAreRememberedInAFlood: what a further card of a listed machine boots depends on it.
+func TestFurtherCardsAreRememberedInAFlood(t *testing.T) {
+	const uuid = "4c4c4544-0042-3510-8052-b4c04f4e3832"
+	r, _ := newRack(t, NewMemoryStore(), config())
+	r.See(Sighting{MAC: macMaster, UUID: uuid})
+	for i := range 10 * newcomersAtOnce {
+		r.See(Sighting{MAC: madeUp(i)})
+	}
+	_, ok := r.Sighting(madeUp(10*newcomersAtOnce - 1))
+	require.False(t, ok)
+	r.See(Sighting{MAC: macUnknown, UUID: uuid})
+	require.Equal(t, "kmaster", r.Decide(macUnknown).CardOf)
+
+	for i := range 10 * newcomersAtOnce { // who knows the UUID and makes MACs up
+		r.See(Sighting{MAC: madeUp(1_000_000 + i), UUID: uuid})
+	}
+	require.LessOrEqual(t, len(r.sightings), 2*newcomersAtOnce+2)
+}

@@ -121,8 +121,8 @@ func (b *backlog) add(p *packet, network int) (dropped *packet) {
 		return p
 	}
 	line.push(p, bound)
-	if p.urgency == ofListed && b.waiting > 0 {
-		b.urgent.Signal()
+	if p.urgency == ofListed && b.listed.size <= b.waiting {
+		b.urgent.Signal() // there is one for each that waits
 	} else {
 		b.work.Signal()
 	}

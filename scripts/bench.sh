@@ -131,8 +131,8 @@ exchanges() { # RATE OPTIONS...
   before=$(ticks)
   client timeout $((seconds + 20)) perfdhcp -4 -r "$rate" -p "$seconds" -W 1000000 "$@" 10.20.0.1 >"$tmp/perf.log" 2>&1 || true
   awk -v cpu=$(($(ticks) - before)) -v time="$seconds" '
-    /Rate:/ { rate = $2 } /drops:/ { drops += $2 } /sent packets:/ { sent += $3 }
-    END { printf "%d %.2f %s\n", rate, sent ? 100 * drops / sent : 100, rate ? int(cpu * 10000 / (rate * time)) : "-" }' "$tmp/perf.log"
+    /drops:/ { drops += $2 } /sent packets:/ { sent += $3 } /received packets:/ { acks = $3 } # the last section is REQUEST-ACK
+    END { printf "%d %.2f %s\n", acks / time, sent ? 100 * drops / sent : 100, acks ? int(cpu * 10000 / acks) : "-" }' "$tmp/perf.log"
 }
 declare -A dhcp
 measure_dhcp() { # NAME

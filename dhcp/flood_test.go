@@ -197,10 +197,7 @@ func TestParkedPacketComesBack(t *testing.T) {
 // TestStrangersWaitForAConflictCheck: while no further check can begin, strangers are left where they cost nothing.
 func TestStrangersWaitForAConflictCheck(t *testing.T) {
 	var prober held
-	r := newRig(t, config(func(c *inventory.Config) {
-		c.Network.Prefix = netip.MustParsePrefix("10.10.0.0/16")
-		c.Network.Pool = rangeOf("10.10.16.0", "10.10.255.254")
-	}), func(o *Options) { o.Prober = prober.probe })
+	r := newRig(t, config(wide), func(o *Options) { o.Prober = prober.probe })
 	for i := range maxChecks {
 		require.False(t, r.serve(t.Context(), &packet{data: discover(mac(i)).ToBytes(), via: Arrival{Interface: 2, To: broadcast}}))
 	}

@@ -31,6 +31,12 @@ func pooled(first, last string) func(*inventory.Config) {
 	return func(c *inventory.Config) { c.Network.Pool = rangeOf(first, last) }
 }
 
+// wide is a pool of 61,439 addresses.
+func wide(c *inventory.Config) {
+	c.Network.Prefix = netip.MustParsePrefix("10.10.0.0/16")
+	c.Network.Pool = rangeOf("10.10.16.0", "10.10.255.254")
+}
+
 func mac(n int) inventory.MAC {
 	return inventory.MAC{2, 0, byte(n >> 24), byte(n >> 16), byte(n >> 8), byte(n)}
 }
@@ -179,10 +185,7 @@ func TestConflictCheckIsOnce(t *testing.T) {
 
 func TestConflictChecksAreBounded(t *testing.T) {
 	var prober held
-	r := newRig(t, config(func(c *inventory.Config) {
-		c.Network.Prefix = netip.MustParsePrefix("10.10.0.0/16")
-		c.Network.Pool = rangeOf("10.10.16.0", "10.10.255.254")
-	}), func(o *Options) { o.Prober = prober.probe })
+	r := newRig(t, config(wide), func(o *Options) { o.Prober = prober.probe })
 	var asked sync.WaitGroup
 	for i := range maxChecks {
 		asked.Go(func() { r.ask(discover(mac(i))) })
@@ -197,10 +200,7 @@ func TestConflictChecksAreBounded(t *testing.T) {
 
 // TestOffersAreBounded: the oldest offer makes room for a new one, and its address with it.
 func TestOffersAreBounded(t *testing.T) {
-	r := newRig(t, config(func(c *inventory.Config) {
-		c.Network.Prefix = netip.MustParsePrefix("10.10.0.0/16")
-		c.Network.Pool = rangeOf("10.10.16.0", "10.10.255.254")
-	}))
+	r := newRig(t, config(wide))
 	pool := r.view().subnets[0].pool
 	before := pool.free
 	first := addrOf(r.ask(discover(mac(0))).Reply.YourIPAddr)

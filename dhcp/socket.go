@@ -18,9 +18,9 @@ import (
 )
 
 // receiveBuffer is what a flood may send before we get processor time to read it: the kernel takes twice as much, and
-// some 1,300 bytes for a packet, so that it is more than half a second at 20,000 packets a second. It is the kernel's
-// memory, and only in use while packets wait.
-const receiveBuffer = 8 << 20
+// 1.3 to 2.5 KiB for a packet, so that it is more than half a second at 20,000 packets a second, be they large. It is
+// the kernel's memory, and only in use while packets wait.
+const receiveBuffer = 16 << 20
 
 // PortError is a port that cannot be bound.
 type PortError struct {

@@ -17,7 +17,6 @@ const requestBurst = 1 << 20
 // admitted. pin/tftp calls ReadFrom from one goroutine.
 type front struct {
 	*net.UDPConn
-	limit   int // the largest block that is agreed to
 	server  *Server
 	buf     []byte
 	handed  *transfer // the request that pin/tftp got last
@@ -25,9 +24,9 @@ type front struct {
 	once    sync.Once
 }
 
-func newFront(conn *net.UDPConn, limit int, s *Server) *front {
+func newFront(conn *net.UDPConn, s *Server) *front {
 	conn.SetReadBuffer(requestBurst) // the kernel may give less
-	return &front{UDPConn: conn, limit: limit, server: s, buf: make([]byte, 1<<16), drained: make(chan struct{})}
+	return &front{UDPConn: conn, server: s, buf: make([]byte, 1<<16), drained: make(chan struct{})}
 }
 
 // ReadFrom waits for the next request that a transfer begins with.
@@ -61,7 +60,7 @@ func (f *front) ReadFrom(p []byte) (int, net.Addr, error) {
 
 // admit reads a request and finds a place for it.
 func (f *front) admit(packet []byte, client netip.AddrPort) (*transfer, error) {
-	r, err := parseRequest(packet, f.limit)
+	r, err := parseRequest(packet, func() int { return f.server.endpoint.blockLimit(client.Addr()) })
 	if err != nil {
 		return nil, err
 	}

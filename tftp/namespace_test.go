@@ -98,6 +98,7 @@ func TestInside(t *testing.T) {
 	t.Run("loaders", testLoaders)
 	t.Run("sizes", testSizes)
 	t.Run("roll-over", testRollOver)
+	t.Run("path", testPath)
 	t.Run("answers from its own address", testSourceAddress)
 }
 
@@ -228,6 +229,47 @@ func testRollOver(t *testing.T) {
 	for _, e := range s.rack.ofKind(t, "loader") {
 		t.Log(e.Text)
 	}
+}
+
+// testPath: the block size follows the path to the client, not the NIC alone. The client's host is a router here.
+func testPath(t *testing.T) {
+	client := os.Getenv(clientSpaceEnv)
+	ip(t, "netns", "exec", client, "sysctl", "-qw", "net.ipv4.ip_forward=1")
+	ip(t, "-n", client, "link", "add", "leg0", "mtu", "1100", "type", "veth", "peer", "name", "leg1")
+	ip(t, "-n", client, "addr", "add", "10.99.72.1/24", "dev", "leg0")
+	ip(t, "-n", client, "link", "set", "leg0", "up")
+	ip(t, "-n", client, "link", "set", "leg1", "up")
+	ip(t, "route", "add", "10.99.70.0/24", "via", clientAddress)
+	ip(t, "route", "add", "10.99.71.0/24", "via", clientAddress, "mtu", "1420")
+	ip(t, "route", "add", "10.99.72.0/24", "via", clientAddress)
+	ip(t, "route", "add", "10.99.73.0/24", "dev", serverNIC, "mtu", "1000")
+	ip(t, "route", "add", "10.99.74.0/24", "via", clientAddress, "mtu", "400")
+	e := endpoint{serverNIC, netip.MustParseAddr(serverAddress)}
+	limit := func(client string) int { return e.blockLimit(netip.MustParseAddr(client)) }
+	require.Equal(t, 1500-32, limit(clientAddress), "on the same network: what the NIC carries")
+	require.Equal(t, 1280-32, limit("10.99.70.5"), "through a router: what every tunnel carries")
+	require.Equal(t, 1420-32, limit("10.99.71.5"), "the route's own")
+	require.Equal(t, 1000-32, limit("10.99.73.5"), "the route's own, without a router")
+	require.Equal(t, defaultBlock, limit("10.99.74.5"), "never less than what needs no option")
+
+	require.Equal(t, 1280-32, limit("10.99.72.5"))
+	conn, err := e.listen(0)
+	require.NoError(t, err)
+	defer conn.Close()
+	require.Eventually(t, func() bool { // the router says that its leg is narrower
+		conn.WriteToUDPAddrPort(make([]byte, 1400), netip.MustParseAddrPort("10.99.72.5:9"))
+		return limit("10.99.72.5") == 1100-32
+	}, 10*time.Second, 50*time.Millisecond, "what routers said is heeded")
+
+	// And so does a real client get it.
+	tryInside(t, files{"file": noise(1_000_000)})
+	ip(t, "route", "replace", clientAddress+"/32", "dev", serverNIC, "mtu", "1420")
+	defer ip(t, "route", "del", clientAddress+"/32", "dev", serverNIC)
+	largest := capture(t, "udp and ip[2:2] = 1420")
+	larger := capture(t, "udp and (ip[2:2] > 1420 or ip[6:2] & 0x3fff != 0)")
+	fetchBy(t, "curl", "file", 1468)
+	require.Greater(t, largest(), 100)
+	require.Zero(t, larger())
 }
 
 // capture counts packets on the client's NIC, until the function that it returns is called.

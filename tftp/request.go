@@ -85,7 +85,7 @@ type request struct {
 }
 
 // parseRequest reads a packet that came to the well-known port, as liberally as is safe: modes and option
-// names in any case (RFC 1350, RFC 2347), a block size beyond the limit is lowered to it, options that are
+// names in any case (RFC 1350, RFC 2347), a block size beyond the limit (which is asked for if it matters) is lowered to it, options that are
 // unknown or make no sense are left out, as RFC 2347 wants. The error is a *protocolError, or errSilent.
 //
 // A block size of 8 to 511 is left out, too, which means 512: pin/tftp has no smaller blocks, and an OACK
@@ -93,7 +93,7 @@ type request struct {
 //
 // netascii stays what it is, and is translated: a client that asked for it translates back, so that only
 // then what it writes down is the file. tftp-hpa asks for it by default.
-func parseRequest(packet []byte, limit int) (request, error) {
+func parseRequest(packet []byte, limit func() int) (request, error) {
 	if len(packet) < 2 {
 		return request{}, errSilent
 	}
@@ -134,7 +134,7 @@ func parseRequest(packet []byte, limit int) (request, error) {
 
 // readOptions reads the options of RFC 2347. One that comes twice counts once, the first time; one without
 // a value is not there: some ROMs fill the packet up with zeros.
-func (r *request) readOptions(rest []byte, limit int) error {
+func (r *request) readOptions(rest []byte, limit func() int) error {
 	seen := map[string]bool{}
 	for {
 		option, more, ok := cutString(rest)
@@ -159,7 +159,7 @@ func (r *request) readOptions(rest []byte, limit int) error {
 			case size < minBlock:
 				return malformed(codeOption, "blksize %d: the least is %d", size, minBlock)
 			case size >= defaultBlock:
-				r.block = min(size, limit)
+				r.block = min(size, limit())
 			}
 		case "tsize":
 			r.tsize = true

@@ -74,7 +74,7 @@ func TestParseRequest(t *testing.T) {
 		{name: "opcode 0x0100", packet: []byte("\x01\x00a\x00octet\x00"), code: codeIllegal, text: "illegal operation 256"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			got, err := parseRequest(c.packet, limit)
+			got, err := parseRequest(c.packet, func() int { return limit })
 			switch {
 			case c.silent:
 				require.ErrorIs(t, err, errSilent)
@@ -142,7 +142,7 @@ func FuzzRequest(f *testing.F) {
 	})
 	f.Fuzz(func(t *testing.T, packet []byte, limit int) {
 		limit = max(defaultBlock, min(limit, maxBlock))
-		r, err := parseRequest(packet, limit)
+		r, err := parseRequest(packet, func() int { return limit })
 		var reply *protocolError
 		switch {
 		case errors.As(err, &reply):
@@ -159,7 +159,7 @@ func FuzzRequest(f *testing.F) {
 		require.True(t, r.block == 0 || r.block >= defaultBlock && r.block <= limit, "block %d", r.block)
 		p := r.packet()
 		require.LessOrEqual(t, len(p), 516, "pin/tftp would cut it")
-		again, err := parseRequest(p, limit)
+		again, err := parseRequest(p, func() int { return limit })
 		require.NoError(t, err)
 		require.Equal(t, r, again)
 		port.packets <- p

@@ -2,7 +2,6 @@ package tftp
 
 import (
 	"context"
-	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -10,6 +9,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -108,46 +108,41 @@ func control(conn *net.UDPConn, f func(fd int) error) error {
 	return failed
 }
 
-// blockLimit is the largest block that no packet is fragmented for: the MTU without the headers of IP (20
-// bytes, 40 for IPv6), UDP (8) and TFTP (4). At 1500 that is 1468, which edk2 asks for; pin/tftp by itself
-// forgets its own four bytes and grants 1472.
-func (e endpoint) blockLimit() (int, error) {
-	mtu, err := e.mtu()
-	if err != nil {
-		return 0, err
-	}
+// blockLimit is the largest block that reaches the client in one piece: what its path carries without the headers of
+// IP (20 bytes, 40 for IPv6), UDP (8) and TFTP (4). At 1500 that is 1468, which edk2 asks for; pin/tftp by itself
+// forgets its own four bytes and grants 1472. Much firmware does not put fragments together.
+func (e endpoint) blockLimit(client netip.Addr) int {
 	headers := 20 + 8 + 4
-	if e.addr.Is6() {
+	if client.Is6() {
 		headers += 20
 	}
-	return max(defaultBlock, min(mtu-headers, maxBlock)), nil
+	return max(defaultBlock, min(e.pathMTU(client)-headers, maxBlock))
 }
 
-// ethernetMTU is what is assumed where the interface is not known.
-const ethernetMTU = 1500
+// safeMTU is what a path is taken to carry that leads through a router, unless more is known of it: the least of
+// IPv6 (RFC 8200 section 5), which every tunnel carries that is in use. The block size is agreed on in the first
+// packet, before any router could send "fragmentation needed", and cannot be lowered later.
+const safeMTU = 1280
 
-func (e endpoint) mtu() (int, error) {
-	if e.device != "" {
-		nic, err := net.InterfaceByName(e.device)
-		if err != nil {
-			return 0, fmt.Errorf("interface %s: %w", e.device, err)
-		}
-		return nic.MTU, nil
+// pathMTU is how long a datagram to the client may be: what the route says (`ip route … mtu`), or what the kernel
+// has learnt from routers on the way (RFC 1191), or else what the NIC carries.
+func (e endpoint) pathMTU(client netip.Addr) int {
+	o := &netlink.RouteGetOptions{Oif: e.device}
+	if e.addr.IsValid() {
+		o.SrcAddr = e.addr.AsSlice()
 	}
-	nics, err := net.Interfaces()
-	if err != nil {
-		return 0, fmt.Errorf("list interfaces: %w", err)
+	routes, err := netlink.RouteGetWithOptions(client.AsSlice(), o)
+	if err != nil || len(routes) == 0 {
+		return safeMTU // no answer will arrive, or the route has just changed
 	}
-	for _, nic := range nics {
-		addrs, err := nic.Addrs()
-		if err != nil {
-			continue // it may be gone by now
-		}
-		for _, a := range addrs {
-			if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr() == e.addr {
-				return nic.MTU, nil
-			}
-		}
+	r := routes[0]
+	if r.MTU > 0 {
+		return r.MTU
 	}
-	return ethernetMTU, nil
+	nic, err := net.InterfaceByIndex(r.LinkIndex)
+	switch {
+	case err != nil, r.Gw != nil:
+		return safeMTU
+	}
+	return nic.MTU
 }

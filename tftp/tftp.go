@@ -96,10 +96,7 @@ func listen(o Options, p pace) (*Server, error) {
 	}
 	s := &Server{Options: o, pace: p, endpoint: endpoint{o.Interface, o.Address},
 		transfers: newTransfers(o.MaxTransfers, o.MaxPerClient, o.Now), throttle: newThrottle()}
-	limit, err := s.endpoint.blockLimit()
-	if err != nil {
-		return nil, fmt.Errorf("tftp: %w", err)
-	}
+	var err error
 	if s.metrics, err = newMetrics(o.Metrics); err != nil {
 		return nil, fmt.Errorf("tftp: metrics: %w", err)
 	}
@@ -107,7 +104,7 @@ func listen(o Options, p pace) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tftp: %w", err)
 	}
-	s.front = newFront(conn, limit, s)
+	s.front = newFront(conn, s)
 	s.pin = pin.NewServer(s.serve, nil)
 	s.pin.SetHook(s.front)
 	s.pin.SetTimeout(p.timeout)

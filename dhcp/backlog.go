@@ -233,9 +233,14 @@ type header struct {
 
 // Offsets in a DHCP message (RFC 2131 figure 1).
 const (
+	offHType   = 1
+	offHLen    = 2
 	offGiaddr  = 24
 	offChaddr  = 28
-	offOptions = 240
+	offSname   = 44
+	offFile    = 108
+	offCookie  = 236
+	offOptions = 240 // behind the magic cookie
 )
 
 // peek reads what the urgency depends on, and judges nothing: a packet that is none of DHCP has a zero header.

@@ -5,8 +5,10 @@ import (
 	"net/netip"
 	"net/url"
 	"strconv"
+	"strings"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/iana"
 
 	"rackstrap/assets"
 )
@@ -23,6 +25,9 @@ func (x *exchange) boot() (file, refusal string) {
 	case ipxeClient: // it runs already: no loader is needed
 		file = x.url("/boot/" + x.f.mac.Hyphens() + "/ipxe")
 	case pxeClient, httpClient:
+		if x.f.firmware == assets.Unsupported {
+			return "", "no loader is known for " + x.f.architectures()
+		}
 		name, err := x.s.boot.Loader(x.d, x.f.firmware)
 		if err != nil {
 			return "", err.Error()
@@ -38,6 +43,23 @@ func (x *exchange) boot() (file, refusal string) {
 		return "", fmt.Sprintf("%q is longer than the %d bytes of DHCP's file field: shorten its name", file, maxFile)
 	}
 	return file, ""
+}
+
+// architectures names the architectures of option 93, by IANA's registry "Processor Architecture Types".
+func (f *facts) architectures() string {
+	raw := f.req.Options.Get(dhcpv4.OptionClientSystemArchitectureType)
+	var names []string
+	for i := 0; i+1 < len(raw) && i < 8; i += 2 {
+		arch := iana.Arch(raw[i])<<8 | iana.Arch(raw[i+1])
+		names = append(names, fmt.Sprintf("architecture %d (%s)", arch, arch))
+	}
+	if len(names) == 0 {
+		return "a client that names no architecture (option 93)"
+	}
+	if f.role == httpClient {
+		names[0] = "HTTP Boot of " + names[0]
+	}
+	return strings.Join(names, ", ")
 }
 
 // url names the appliance by address: UEFI HTTP Boot would need a DNS server of its own for a name.

@@ -13,7 +13,7 @@ import (
 func (x *exchange) decline() Answer {
 	ip := x.f.wants
 	switch {
-	case x.f.server.IsValid() && x.f.server != x.s.address:
+	case x.f.server.IsValid() && !x.isOurs(x.f.server):
 		return x.silent(DropOtherServer, "names another server "+x.f.server.String())
 	case !ip.IsValid():
 		return x.silent(DropMalformed, "names no address")

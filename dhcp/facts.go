@@ -8,7 +8,6 @@ import (
 	"strings"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
-	"github.com/insomniacslk/dhcp/iana"
 
 	"rackstrap/assets"
 	"rackstrap/inventory"
@@ -50,6 +49,7 @@ type facts struct {
 	ciaddr netip.Addr // zero Addr where the field is 0.0.0.0, as with all addresses here
 	giaddr netip.Addr
 	link   netip.Addr // RFC 3527 link selection, of a relay agent
+	stands netip.Addr // RFC 5107 server identifier override: the relay agent that stands for us towards the client
 	wants  netip.Addr // option 50
 	server netip.Addr // option 54
 
@@ -68,6 +68,7 @@ type facts struct {
 var (
 	errNotRequest = errors.New("not a BOOTREQUEST")
 	errHardware   = errors.New("hardware address is not Ethernet's six octets of one station")
+	errForeignNIC = errors.New("hardware is not Ethernet")
 	errNoType     = errors.New("no DHCP message type: BOOTP is not served")
 	errOption     = errors.New("an option has a length that its RFC does not allow")
 	errRelay      = errors.New("giaddr is no address of a relay agent")
@@ -80,8 +81,8 @@ func gather(req *dhcpv4.DHCPv4, via Arrival) (*facts, error) {
 	switch {
 	case req.OpCode != dhcpv4.OpcodeBootRequest:
 		return f, errNotRequest
-	case req.HWType != iana.HWTypeEthernet:
-		return f, errHardware
+	case !ethernetLike(byte(req.HWType)):
+		return f, errForeignNIC
 	}
 	// A group address (bit 0 of the first octet) is nobody's own: no reservation, no lease.
 	if f.mac, ok = inventory.MACOf(req.ClientHWAddr); !ok || f.mac.IsZero() || f.mac[0]&1 != 0 {
@@ -109,7 +110,10 @@ func gather(req *dhcpv4.DHCPv4, via Arrival) (*facts, error) {
 		return f, errRelay
 	}
 	if raw := req.Options.Get(dhcpv4.OptionRelayAgentInformation); raw != nil && f.giaddr.IsValid() {
-		f.link = linkSelection(raw)
+		f.link = relayAddress(raw, subLink)
+		if f.stands = relayAddress(raw, subOverride); !unicast(f.stands) {
+			f.stands = netip.Addr{}
+		}
 	}
 	f.readIdentity()
 	f.limit = sizeLimit(req.Options.Get(dhcpv4.OptionMaximumDHCPMessageSize))
@@ -186,15 +190,20 @@ func hasUserClass(raw []byte, class string) bool {
 	return false
 }
 
-// linkSelection reads sub-option 5 of option 82 (RFC 3527): the network of the client, where the relay
-// agent's giaddr is on another one. The zero Addr: not there, or not readable.
-func linkSelection(raw []byte) netip.Addr {
+// Sub-options of option 82 that are addresses.
+const (
+	subLink     = 5  // RFC 3527: the network of the client, where the relay agent's giaddr is on another one
+	subOverride = 11 // RFC 5107: what replies name as server identifier, so that renewals go through the relay agent
+)
+
+// relayAddress reads an address out of option 82. The zero Addr: not there, or not readable.
+func relayAddress(raw []byte, code byte) netip.Addr {
 	for len(raw) >= 2 {
-		code, n := raw[0], int(raw[1])
+		n := int(raw[1])
 		if len(raw) < 2+n {
 			break
 		}
-		if code == 5 && n == 4 {
+		if raw[0] == code && n == 4 {
 			return addrOf(raw[2:6])
 		}
 		raw = raw[2+n:]

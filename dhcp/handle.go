@@ -2,9 +2,12 @@ package dhcp
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"strconv"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
+	"github.com/insomniacslk/dhcp/iana"
 
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
@@ -80,6 +83,11 @@ func (s *Server) handle(ctx context.Context, req *dhcpv4.DHCPv4, via Arrival, kn
 	switch {
 	case err == errNotRequest:
 		return Answer{Drop: DropReply, Why: err.Error()}
+	case err == errForeignNIC:
+		return s.refuseNIC(req, f)
+	case err == errNoType:
+		s.note(f.mac, lifecycle.Warn, "bootp", "asks by BOOTP, without a DHCP message type: not served")
+		return Answer{Drop: DropMalformed, Why: err.Error()}
 	case err != nil:
 		return Answer{Drop: DropMalformed, Why: err.Error()}
 	case f.giaddr == s.address: // we are no relay agent: a loop, or forged
@@ -107,6 +115,23 @@ func (s *Server) handle(ctx context.Context, req *dhcpv4.DHCPv4, via Arrival, kn
 		return x.proxy()
 	}
 	return x.message()
+}
+
+// refuseNIC names what kind of hardware asks in vain. An InfiniBand client has no address of six octets (RFC 4390), and
+// nothing here could name it: the message is the whole rack's, and always the same, so that it is said once in a while.
+func (s *Server) refuseNIC(req *dhcpv4.DHCPv4, f *facts) Answer {
+	why := fmt.Sprintf("a client with hardware type %d (%s) asks for an address: only Ethernet is served", req.HWType, req.HWType)
+	if req.HWType == iana.HWTypeInfiniband {
+		why += ": let the machine boot by an Ethernet port, or switch the port's link type to Ethernet"
+	}
+	s.note(inventory.MAC{}, lifecycle.Warn, "hardware-"+strconv.Itoa(int(req.HWType)), why)
+	return Answer{Drop: DropMalformed, Why: why}
+}
+
+// isOurs tells whether a server identifier means this server: its own address, or that of the relay agent that
+// stands for it (RFC 5107).
+func (x *exchange) isOurs(server netip.Addr) bool {
+	return server == x.s.address || x.f.stands.IsValid() && server == x.f.stands
 }
 
 // message is the state machine of RFC 2131 section 4.3: a file for each.

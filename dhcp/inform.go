@@ -9,6 +9,9 @@ import (
 // inform answers a client that has an address already and asks for the rest (RFC 2131 section 4.3.5): no
 // address, no lease times, straight to the address that it says it has.
 func (x *exchange) inform() Answer {
+	if from := x.f.via.From.Addr(); !x.f.ciaddr.IsValid() && !x.f.giaddr.IsValid() && unicast(from) {
+		x.f.ciaddr = from // some clients leave the field empty, and send from the address: ISC's server takes it
+	}
 	switch {
 	case x.ignored():
 		return x.silent(DropUnknown, x.d.Reason)
@@ -20,6 +23,6 @@ func (x *exchange) inform() Answer {
 	}
 	file, refusal := x.boot()
 	reply := x.reply(dhcpv4.MessageTypeAck, x.withNetwork(), x.withBoot(file))
-	reply.ClientIPAddr = x.f.req.ClientIPAddr
+	reply.ClientIPAddr = x.f.ciaddr.AsSlice()
 	return x.answer("ack", reply, netip.Addr{}, file, refusal)
 }

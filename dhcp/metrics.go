@@ -12,6 +12,7 @@ type metrics struct {
 	received  *prometheus.CounterVec
 	sent      *prometheus.CounterVec
 	dropped   *prometheus.CounterVec
+	deviated  *prometheus.CounterVec
 	failed    prometheus.Counter
 	conflicts prometheus.Counter
 	foreign   prometheus.Gauge
@@ -27,9 +28,11 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		return prometheus.CounterOpts{Namespace: "rackstrap", Subsystem: "dhcp", Name: name, Help: help}
 	}
 	m := &metrics{
-		received:  prometheus.NewCounterVec(counter("received_total", "DHCP messages received, by type."), []string{"type"}),
-		sent:      prometheus.NewCounterVec(counter("sent_total", "DHCP replies sent, by type."), []string{"type"}),
-		dropped:   prometheus.NewCounterVec(counter("dropped_total", "DHCP messages that got no reply, by reason."), []string{"reason"}),
+		received: prometheus.NewCounterVec(counter("received_total", "DHCP messages received, by type."), []string{"type"}),
+		sent:     prometheus.NewCounterVec(counter("sent_total", "DHCP replies sent, by type."), []string{"type"}),
+		dropped:  prometheus.NewCounterVec(counter("dropped_total", "DHCP messages that got no reply, by reason."), []string{"reason"}),
+		deviated: prometheus.NewCounterVec(counter("deviations_total",
+			"DHCP messages that deviate from the RFCs and are served all the same, by deviation."), []string{"deviation"}),
 		failed:    prometheus.NewCounter(counter("send_errors_total", "DHCP replies that could not be sent.")),
 		conflicts: prometheus.NewCounter(counter("conflicts_total", "Pool addresses found in use by somebody else.")),
 		foreign: prometheus.NewGauge(prometheus.GaugeOpts{Namespace: "rackstrap", Subsystem: "dhcp", Name: "foreign_servers",
@@ -47,7 +50,7 @@ func newMetrics(r prometheus.Registerer) *metrics {
 		m.sentOf[i] = m.sent.WithLabelValues(name)
 	}
 	if r != nil {
-		r.MustRegister(m.received, m.sent, m.dropped, m.failed, m.conflicts, m.foreign, m.handling)
+		r.MustRegister(m.received, m.sent, m.dropped, m.deviated, m.failed, m.conflicts, m.foreign, m.handling)
 	}
 	return m
 }

@@ -7,7 +7,7 @@ import "rackstrap/lifecycle"
 func (x *exchange) release() Answer {
 	ip := x.f.ciaddr
 	switch {
-	case x.f.server.IsValid() && x.f.server != x.s.address:
+	case x.f.server.IsValid() && !x.isOurs(x.f.server):
 		return x.silent(DropOtherServer, "names another server "+x.f.server.String())
 	case !ip.IsValid():
 		return x.silent(DropMalformed, "names no address")

@@ -3,10 +3,12 @@ package dhcp
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
+	"rackstrap/assets"
 	"rackstrap/lifecycle"
 )
 
@@ -53,6 +55,9 @@ func (x *exchange) reply(kind dhcpv4.MessageType, modifiers ...modifier) *dhcpv4
 	}
 	r.Options[optType] = []byte{byte(kind)}
 	r.Options[optServer] = x.s.addressBytes
+	if x.f.stands.IsValid() {
+		r.Options[optServer] = x.f.stands.AsSlice()
+	}
 	for _, code := range []uint8{optClientID, optRelay} { // RFC 6842, RFC 3046 section 2.2
 		if value, ok := req.Options[code]; ok {
 			r.Options[code] = value
@@ -116,7 +121,11 @@ func withText(text string) modifier {
 func (x *exchange) answer(kind string, reply *dhcpv4.DHCPv4, ip netip.Addr, file, refusal string) Answer {
 	a := x.send(reply)
 	if a.Reply != nil {
-		x.s.note(x.f.mac, lifecycle.Info, kind, bootText(strings.ToUpper(kind), ip, x.f, file, refusal))
+		level := lifecycle.Info
+		if x.f.boots() && x.f.role != ipxeClient && x.f.firmware == assets.Unsupported {
+			level = lifecycle.Warn
+		}
+		x.s.note(x.f.mac, level, kind, bootText(strings.ToUpper(kind), ip, x.f, file, refusal))
 	}
 	return a
 }
@@ -135,18 +144,29 @@ var expendable = []uint8{optNTP, optDomain, optBroadcast, optRenew, optRebind, o
 // tooBig leaves out what the client can do without until the reply fits into what it takes. There is no
 // option overload: firmware does not read it.
 func (x *exchange) tooBig(r *dhcpv4.DHCPv4) bool {
-	size := 240 + 1 // header with the cookie, end option
-	for _, value := range r.Options {
+	size, needed := 240+1, 240+1 // header with the cookie, end option
+	for code, value := range r.Options {
 		size += sizeOf(value)
+		if !slices.Contains(expendable, code) {
+			needed += sizeOf(value)
+		}
+	}
+	leaveOut := func(code uint8) {
+		if value, ok := r.Options[code]; ok {
+			size -= sizeOf(value)
+			delete(r.Options, code)
+		}
+	}
+	if r.Options.Has(dhcpv4.OptionRelayAgentInformation) && needed > x.f.limit {
+		// RFC 3046 section 2.2: a server that cannot copy it whole sends the reply without it, and counts that.
+		leaveOut(optRelay)
+		x.s.metrics.deviated.WithLabelValues("relay information does not fit").Inc()
 	}
 	for _, code := range expendable {
 		if size <= x.f.limit {
 			break
 		}
-		if value, ok := r.Options[code]; ok {
-			size -= sizeOf(value)
-			delete(r.Options, code)
-		}
+		leaveOut(code)
 	}
 	return size > x.f.limit
 }

@@ -15,13 +15,15 @@ import (
 func (x *exchange) request() Answer {
 	f := x.f
 	switch {
-	case f.server.IsValid() && f.server != x.s.address: // SELECTING another server
+	case f.server.IsValid() && !x.isOurs(f.server): // SELECTING another server
 		x.withdraw()
 		return x.silent(DropOtherServer, "names another server "+f.server.String())
 	case x.ignored():
 		return x.silent(DropUnknown, x.d.Reason)
 	case f.server.IsValid() && !f.wants.IsValid() && f.ciaddr.IsValid(): // not by the RFC, but clear
 		return x.claim(f.ciaddr, true)
+	case f.server.IsValid() && !f.wants.IsValid(): // nor this, but it cannot mean anything else
+		return x.claim(x.offered(), true)
 	case f.server.IsValid(): // SELECTING us
 		return x.claim(f.wants, true)
 	case f.ciaddr.IsValid(): // RENEWING, REBINDING
@@ -30,6 +32,15 @@ func (x *exchange) request() Answer {
 		return x.claim(f.wants, false)
 	}
 	return x.silent(DropMalformed, "names no address")
+}
+
+// offered is the address that the client was offered; the zero Addr: none.
+func (x *exchange) offered() netip.Addr {
+	if x.d.Listed {
+		return x.d.Machine.IP
+	}
+	of, _ := x.s.offers.get(x.f.mac)
+	return of.ip
 }
 
 // claim judges the address that the client says is its own. chosen: it was offered by us and chosen; else

@@ -323,7 +323,11 @@ func (s *Server) answer(ctx context.Context, p *packet) Answer {
 		return Answer{Drop: DropInterface, Why: "not from " + s.iface}
 	}
 	if p.req == nil {
-		req, err := dhcpv4.FromBytes(p.data)
+		data, deviations := tolerate(p.data)
+		for _, d := range deviations {
+			s.metrics.deviated.WithLabelValues(d).Inc()
+		}
+		req, err := dhcpv4.FromBytes(data)
 		if err != nil {
 			return Answer{Drop: DropMalformed, Why: err.Error()}
 		}

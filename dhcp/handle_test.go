@@ -91,7 +91,7 @@ func TestStateMachine(t *testing.T) {
 		{"SELECTING us", plain, nil, request(macMaster, server(ours), wants(masterIP)), "", ackT, masterIP, toAll, ""},
 		{"SELECTING us, wrong address", plain, nil, request(macMaster, server(ours), wants(addr(81))), "", nakT, none, toAll, ""},
 		{"SELECTING us, wrong address, through a relay", plain, nil, request(macFar, giaddr(relay), server(ours), wants(addr(81))), "", nakT, none, toRelay, ""},
-		{"SELECTING us, no address", plain, nil, request(macMaster, server(ours)), "", ackT, none, toAll, ""},
+		{"SELECTING us, no address", plain, nil, request(macMaster, server(ours)), "", ackT, masterIP, toAll, ""},
 		{"SELECTING us, unknown, as offered", plain, offered(macUnknown, addr(230)), request(macUnknown, server(ours), wants(addr(230))), "", ackT, addr(230), toAll, ""},
 		{"SELECTING us, unknown, the offer forgotten by a restart", plain, nil, request(macUnknown, server(ours), wants(addr(230))), "", ackT, addr(230), toAll, ""},
 		{"SELECTING us, unknown, offered to another", plain, offered(macOther, addr(230)), request(macUnknown, server(ours), wants(addr(230))), "", nakT, none, toAll, ""},

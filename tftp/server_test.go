@@ -642,7 +642,7 @@ func TestPortTaken(t *testing.T) {
 		Port: s.Addr().(*net.UDPAddr).Port})
 	require.ErrorContains(t, err, "address already in use")
 	_, err = Listen(Options{Rack: &rack{}, Files: files{}, Log: slog.New(slog.DiscardHandler), Now: time.Now, Interface: "no-such-nic"})
-	require.ErrorContains(t, err, "interface no-such-nic")
+	require.ErrorContains(t, err, "no-such-nic: no such device")
 }
 
 func TestThrottle(t *testing.T) {

@@ -23,6 +23,13 @@ func (s *sandbox) told() (reports []told) {
 	return reports
 }
 
+// event is the report that was sent last, progress apart.
+func (s *sandbox) event() (e told) {
+	s.t.Helper()
+	require.NoError(s.t, json.Unmarshal([]byte(s.read("curl.body")), &e), s.read("curl.body"))
+	return e
+}
+
 type told struct {
 	Attempt, Percent  int
 	Kind, Phase, Text string

@@ -150,7 +150,7 @@ func TestReportIsTheLastAction(t *testing.T) {
 	for _, s := range r.Sections(text, "rhel7") {
 		if s.Name == "%post" {
 			lines := strings.Split(strings.TrimSpace(s.Body), "\n")
-			require.Contains(t, lines[len(lines)-1], "| report installed post")
+			require.Equal(t, "conclude post $? /root/rackstrap-post.log", lines[len(lines)-1])
 			return
 		}
 	}

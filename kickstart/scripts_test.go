@@ -104,7 +104,9 @@ func TestPostFailsOnAMissingPackage(t *testing.T) {
 	require.NotZero(t, status)
 	require.Contains(t, out, "package kubeadm-1.28.2 is not installed")
 	require.Contains(t, out, `rackstrap: failed at: rpm --query "$package" (status 1)`)
-	require.NotContains(t, s.read("calls"), "event.json", "what failed is not reported as installed")
+	require.Contains(t, s.read("curl.body"), `"kind":"failed","phase":"post"`)
+	require.Contains(t, s.read("curl.body"), `package kubeadm-1.28.2 is not installed\nrackstrap: failed at: rpm`)
+	require.Equal(t, 1, strings.Count(s.read("calls"), "event.json"), "what failed is not reported as installed")
 }
 
 func TestReport(t *testing.T) {
@@ -116,7 +118,7 @@ func TestReport(t *testing.T) {
 	require.Equal(t, `{"attempt":3,"kind":"installed","phase":"post","percent":0,"text":"the system is on its disk"}`+"\n", s.read("curl.body"))
 	require.Equal(t, "600 0\n", s.read("curl.mode"))
 	require.Equal(t, testCA, s.read("curl.ca"))
-	require.Contains(t, s.read("curl.conf"), "url = \"https://10.10.10.1:8443/api/v1/nodes/knode1/events\"\n")
+	require.Contains(t, lastLine(s.read("calls")), " https://10.10.10.1:8443/api/v1/nodes/knode1/events")
 	require.Contains(t, s.read("curl.conf"), `header = "Authorization: Bearer `+testSecret+`"`)
 	require.Equal(t, 4, strings.Count(s.read("calls"), "event.json"), "refused three times, then taken")
 	require.NotContains(t, s.read("calls")+out, testSecret, "neither a command line nor the log may hold the token")
@@ -131,35 +133,19 @@ func TestReport(t *testing.T) {
 
 func TestOnError(t *testing.T) {
 	r := newRenderer(t)
-	for name, c := range map[string]struct {
-		files map[string]string
-		phase string
-		text  string
-	}{
-		"in %post":     {map[string]string{"tmp/anaconda.log": "fine", "mnt/sysimage/root/rackstrap-post.log": strings.Repeat("x\n", 30) + "say \"no\" \\ to\ttabs\x07 ü\nlast"}, "post", "say \"no\" \\ totabs \nlast"},
-		"on RHEL 9":    {map[string]string{"mnt/sysroot/root/rackstrap-post.log": "bad"}, "post", "bad"},
-		"in %pre":      {map[string]string{"tmp/rackstrap-pre.log": "no disk", "tmp/anaconda.log": "x"}, "pre", "no disk"},
-		"in between":   {map[string]string{"tmp/rackstrap-pre.log": "sda", "tmp/rackstrap-storage.ks": "part", "tmp/anaconda.log": "No such group"}, "install", "No such group"},
-		"without logs": {nil, "install", ""},
-		"long":         {map[string]string{"mnt/sysimage/root/rackstrap-post.log": strings.Repeat("y", 9000)}, "post", strings.Repeat("y", 3999)},
+	for name, c := range map[string]struct{ log, text string }{
+		"of an exception": {strings.Repeat("x\n", 30) + "say \"no\" \\ to\ttabs\x07 ü\nlast", "say \"no\" \\ totabs \nlast"},
+		"without logs":    {"", ""},
+		"long":            {strings.Repeat("y", 9000), strings.Repeat("y", 3999)},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := newSandbox(t)
-			for file, text := range c.files {
-				s.write(file, text+"\n")
-			}
+			s.write("tmp/anaconda.log", c.log+"\n")
 			out, status := s.run(script(t, r, input("centos-7.9", "knode1"), "%onerror"))
 			require.Zero(t, status, out)
-			var event struct {
-				Attempt     int
-				Kind, Phase string
-				Text        string
-			}
-			require.NoError(t, json.Unmarshal([]byte(s.read("curl.body")), &event), s.read("curl.body"))
-			require.Equal(t, 3, event.Attempt)
-			require.Equal(t, "failed", event.Kind)
-			require.Equal(t, c.phase, event.Phase)
-			require.True(t, strings.HasSuffix(strings.TrimSuffix(event.Text, "\n"), c.text), "%q", event.Text)
+			e := s.event()
+			require.Equal(t, told{3, 0, "failed", "install", e.Text}, e)
+			require.True(t, strings.HasSuffix(strings.TrimSuffix(e.Text, "\n"), c.text), "%q", e.Text)
 		})
 	}
 }
@@ -213,10 +199,9 @@ func TestPreChoosesTheDisk(t *testing.T) {
 				require.Equal(t, 1, status)
 				require.Contains(t, out, "rackstrap: "+c.complaint+"; nothing was erased")
 				require.False(t, s.exists("tmp/rackstrap-storage.ks"))
-				require.Contains(t, s.read("curl.body"), `"kind":"failed","phase":"pre","percent":0,"text":"`+c.complaint)
-				require.True(t, s.exists("tmp/rackstrap-reported"))
-				_, status = s.run(script(t, r, in, "%onerror"))
-				require.Zero(t, status)
+				e := s.event()
+				require.Equal(t, told{3, 0, "failed", "pre", e.Text}, e)
+				require.Contains(t, lastLine(e.Text), "rackstrap: "+c.complaint+"; nothing was erased; the disks: ")
 				require.Equal(t, 1, strings.Count(s.read("calls"), "event.json"), "told once")
 				return
 			}
@@ -230,14 +215,17 @@ func TestPreChoosesTheDisk(t *testing.T) {
 	}
 }
 
-// A disk that is named is at the top level: there is nothing to look for.
-func TestNamedDiskNeedsNoPre(t *testing.T) {
+// A disk that is named is at the top level; %pre is there for its reports, and for what it leaves running.
+func TestNamedDiskIsAtTheTop(t *testing.T) {
 	r := newRenderer(t)
 	in := input("centos-7.9", "knode1")
 	in.Machine.Install.Disk = "/dev/disk/by-id/ata-SSD_S3Z9NB0K1"
 	text, err := r.Render(in)
 	require.NoError(t, err)
 	require.Contains(t, string(text), "\nignoredisk --only-use=disk/by-id/ata-SSD_S3Z9NB0K1\n")
-	require.NotContains(t, string(text), "%pre -")
 	require.NotContains(t, string(text), "\n%include")
+	s := newSandbox(t)
+	out, status := s.run(script(t, r, in, "%pre"))
+	require.Zero(t, status, out)
+	require.Equal(t, "the disk is disk/by-id/ata-SSD_S3Z9NB0K1", s.told()[0].Text)
 }

@@ -54,10 +54,12 @@ type view struct {
 	CNI           string
 
 	PostScripts []inventory.Script
-	Callback    *Callback // nil: report nothing
-	Server      string    // URL of the node plane, without a slash at its end
-	Role        string
-	Agents      []Agent // none without Callback
+	Callback    *Callback // nil: report nothing; its URL is the machine's own on the node plane
+
+	AttemptHeader string // of HTTP, as a line
+	Server        string // URL of the node plane, without a slash at its end
+	Role          string
+	Agents        []Agent // none without Callback
 }
 
 type repo struct {
@@ -306,7 +308,8 @@ func (v *view) callback(in Input) error {
 		}
 	}
 	v.Server, v.Role, v.Agents = strings.TrimSuffix(cb.URL, "/"), string(in.Machine.Role), cb.Agents
-	cb.URL = v.Server + "/api/v1/nodes/" + url.PathEscape(v.Name) + "/events"
+	cb.URL = v.Server + "/api/v1/nodes/" + url.PathEscape(v.Name)
+	v.AttemptHeader = fmt.Sprintf("Rackstrap-Attempt: %d", cb.Attempt)
 	v.Callback = &cb
 	return nil
 }

@@ -428,6 +428,9 @@ func (r *Rack) Machines() []Status {
 				}
 			}
 			st.Action, st.Reason = d.Action, d.Reason
+			if r.abandoned(st.Record, st.Sighting.LastBoot) {
+				st.Reason = standsText + "; " + st.Reason
+			}
 		}
 		all = append(all, st)
 	}

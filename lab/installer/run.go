@@ -124,7 +124,10 @@ func (j *job) install(ctx context.Context) (kind, error) {
 		{j.layDown, unforeseen}, {j.installPackages, inTransaction}, {j.configure, unforeseen}, {j.bootLoader, inBootLoader},
 		{j.post, inPost}, {j.finish, unforeseen},
 	} {
-		err := step.do(ctx)
+		err := j.injected(step.failed)
+		if err == nil {
+			err = step.do(ctx)
+		}
 		var script *scriptError
 		var missing *missingError
 		switch {

@@ -28,6 +28,27 @@ const (
 	inPost // a %post with --erroronfail
 )
 
+// injections are the values of the kernel argument rackstrap.fault: what goes wrong, and Anaconda's own words for it.
+var injections = map[string]struct {
+	at  kind
+	err error
+}{
+	"source":      {inSource, errors.New("failure: repodata/repomd.xml from anaconda: [Errno 256] No more mirrors to try.")},
+	"package":     {inSource, &missingError{[]string{"rackstrap-fault"}}},
+	"storage":     {inStorage, errors.New("Unable to allocate requested partition scheme.")},
+	"exception":   {unforeseen, errors.New("rackstrap.fault=exception")},
+	"transaction": {inTransaction, errors.New("Error unpacking rpm package rackstrap-fault")},
+	"boot-loader": {inBootLoader, errors.New("boot loader install failed")},
+}
+
+// injected is the fault that the kernel arguments ask for at a step.
+func (j *job) injected(at kind) error {
+	if f, known := injections[j.args["rackstrap.fault"]]; known && f.at == at {
+		return f.err
+	}
+	return nil
+}
+
 // release is the major release whose Anaconda is played.
 type release int
 

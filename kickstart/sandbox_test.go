@@ -30,10 +30,11 @@ var standIns = map[string]string{
 	"systemctl": `echo "systemctl $*" >>/calls`,
 	"grubby":    `echo "grubby $*" >>/calls; case $1 in --set-default=*) echo "${1#*=}" >/default ;; *) cat /default ;; esac`,
 	"lsblk":     `case "$*" in *--raw*) cat /disks ;; *) echo "(table)" ;; esac`,
-	"tmux":      `echo 0`,
+	"tmux":      `case $1 in list-panes) [ -e /console ] && echo 1 || echo 0 ;; *) cat /console ;; esac`,
 	"udevadm":   `for a; do case $a in --name=/dev/*) cat "/udev/${a#--name=/dev/}" ;; esac; done`,
 	"sleep":     `[ "$1" != 2 ] || exec /usr/bin/sleep 2; [ "$1" != 11 ] || exec /usr/bin/sleep $([ -e /fast ] && echo 0.01 || echo 11); echo "sleep $*" >>/calls`,
-	"curl": `case $* in *progress*) echo "curl $*" >>/calls.progress ;; *) echo "curl $*" >>/calls ;; esac
+	"curl": `case $* in */installation*) echo ask >>/asked; cat /verdict; exit ;; esac
+case $* in *progress*) echo "curl $*" >>/calls.progress ;; *) echo "curl $*" >>/calls ;; esac
 refuse=/refuse
 while [ $# -gt 0 ]; do
   case $1 in
@@ -77,6 +78,7 @@ func newSandbox(t *testing.T) *sandbox {
 	s.write("lib/modules/3.10.0-1160.el7.x86_64/kernel/nf_conntrack_ipv4.ko.xz", "")
 	s.write("dev/null", "")
 	s.write("agent", testAgent)
+	s.write("verdict", `{"next":"go-on"}200`)
 	for name, text := range standIns {
 		s.write("stand-ins/"+name, "#!/bin/bash\n"+text+"\n")
 		require.NoError(t, os.Chmod(filepath.Join(s.root, "stand-ins", name), 0o755))

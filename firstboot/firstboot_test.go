@@ -176,6 +176,7 @@ func TestFailureNamesTheLine(t *testing.T) {
 		"Anaconda":        {"install", "10:00:00,1 INFO anaconda: x\n10:00:01,2 ERR packaging: No such group: core\n10:00:02,3 DEBUG blivet: y\n", "install failed: 10:00:01,2 ERR packaging: No such group: core"},
 		"a killed one":    {"post", "rackstrap: packages\nkilled by signal 9\n", "%post failed: killed by signal 9 (at: packages)"},
 		"the shell's":     {"post", "rackstrap: swap\n/tmp/ks-script-x: line 9: x: unbound variable\n", "%post failed: /tmp/ks-script-x: line 9: x: unbound variable (at: swap)"},
+		"a traceback":     {"install", "10:00:01,2 ERR anaconda: x\n10:00:02,1 CRT exception: Traceback (most recent call last):\n\n  File \"a\", line 1\n\nKeyError: 'sda'\n10:00:03,1 INF main: y\n", "install failed: KeyError: 'sda'"},
 		"something else":  {"install", "a\nb\n\n", "install failed: b"},
 		"nothing":         {"", " \n", "installation failed; it left no log"},
 		"a long line":     {"post", strings.Repeat("y", 9000), "%post failed: " + strings.Repeat("y", maxReason) + "…"},

@@ -2,6 +2,7 @@ package firstboot
 
 import (
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 
@@ -15,6 +16,9 @@ const (
 	ownWords = "rackstrap: "
 	failedAt = ownWords + "failed at: "
 )
+
+// exception is the line of a traceback of Python's that says what happened.
+var exception = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*(Error|Exception|Exit)\b`)
 
 // maxReason bounds what `status` shows of a failure; the rest of the log's tail is an event.
 const maxReason = 300
@@ -49,7 +53,10 @@ func failureOf(phase, tail string) string {
 		reason = said[len(said)-1] + " (at: " + strings.TrimPrefix(said[i], ownWords) + ")"
 	case len(said) > 0:
 		reason = said[len(said)-1]
-		if i := last(" CRIT ", " ERR "); i >= 0 { // as Anaconda's logs say it
+		if i := last(" CRIT ", " CRT ", " ERR "); i >= 0 { // as the logs of EL7's and EL9's Anaconda say it
+			reason = said[i]
+		}
+		if i := slices.IndexFunc(said, exception.MatchString); i >= 0 && strings.Contains(reason, "Traceback ") {
 			reason = said[i]
 		}
 	}

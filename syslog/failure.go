@@ -1,6 +1,7 @@
 package syslog
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"regexp"
@@ -41,15 +42,16 @@ var symptoms = []symptom{
 	{severityErr, regexp.MustCompile(`^There is a problem with your existing storage `), false},        // both: errors.py, _storageResetHandler
 	{severityErr, regexp.MustCompile(`^The following software marked for installation has errors`), false},
 	{severityErr, regexp.MustCompile(`^DNF marking error: `), false},                                                                   // 9: payload/dnf/payload.py, _handle_marking_error
-	{severityErr, regexp.MustCompile(`^The following problem occurred on line \d+ of the kickstart file`), false},                      // 9: kickstart.py, parseKickstart
+	{severityErr, regexp.MustCompile(`^anaconda: kickstart\.parsing: `), false},                                                        // 9: kickstart.py, parseKickstart; 7 prints it alone
 	{severityErr, regexp.MustCompile(`^Error code -\d+ running the kickstart script `), false},                                         // both: kickstart.py, run; a signal, so the script could not report
 	{severityErr, regexp.MustCompile(`^CmdlineError: `), true},                                                                         // both: hubs/summary.py, prompt
 	{severityCrit, regexp.MustCompile(`^Traceback \(most recent call last\)`), true},                                                   // both: exception.py, handleException
 	{severityCrit, regexp.MustCompile(`^(exception from waitpid|Error when creating new (user|group)|Unable to set password)`), false}, // 7: users.py
 }
 
-// hints are messages of less weight that say why a generic symptom follows. Any error is one as well.
+// hints are messages that say why a generic symptom follows. Without one of them the last error counts.
 var hints = []*regexp.Regexp{
+	regexp.MustCompile(`^(reason for repo removal|PayloadError|MetadataError): `),                 // 7: yumpayload.py, _configureBaseRepo; both: payload.manager
 	regexp.MustCompile(`^Partitioning has been applied: ValidationReport\(error_messages=\[['"]`), // 9: ui/tui/spokes/storage.py; the modules' own logs do not leave the machine
 	regexp.MustCompile(`^Transaction error `),                                                     // 9: ui/tui/spokes/software_selection.py
 	regexp.MustCompile(`^\S+ requires `),                                                          // 7: yumpayload.py, checkSoftwareSelection
@@ -68,7 +70,8 @@ type finder struct {
 	fail func(reason, lines string)
 
 	mu    sync.Mutex
-	hint  string
+	hint  string // one of hints
+	last  string // error before the symptom
 	found []*finding
 	open  *finding // the lines that follow belong to it
 	timer *time.Timer
@@ -121,7 +124,7 @@ func (f *finder) line(m message) {
 		return
 	}
 	for _, s := range symptoms {
-		if m.severity > s.severity || !s.pattern.MatchString(text) {
+		if m.severity > s.severity || !s.pattern.MatchString(text) && !s.pattern.MatchString(m.text) {
 			continue
 		}
 		f.open = &finding{symptom: s, lines: strings.Split(text, "#012")}
@@ -141,7 +144,7 @@ func (f *finder) line(m message) {
 		}
 	}
 	if m.severity <= severityErr {
-		f.hint = text
+		f.last = text
 	}
 }
 
@@ -163,8 +166,8 @@ func (f *finder) end() {
 		all = append(all, strings.Join(one.lines, " "))
 	}
 	reason := best.reason()
-	if best.symptom.generic && f.hint != "" {
-		reason = cut(f.hint, mostReason) + "; then: " + reason
+	if before := cmp.Or(f.hint, f.last); best.symptom.generic && before != "" {
+		reason = cut(before, mostReason) + "; then: " + reason
 	}
 	f.fail(cut(reason, 2*mostReason), strings.Join(all, " | "))
 }

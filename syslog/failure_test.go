@@ -46,7 +46,7 @@ var stops = map[string]struct{ log, reason string }{
 	"7: the source": {
 		el7(3, "packaging", "reason for repo removal: failure: repodata/repomd.xml from anaconda: [Errno 256] No more mirrors to try.") + el7(3, "packaging", "No base repo configured") +
 			el7(3, "anaconda", "CmdlineError: The following mandatory spokes are not completed:\nInstallation Source\nSoftware selection"),
-		"No base repo configured; then: CmdlineError: The following mandatory spokes are not completed: Installation Source Software selection"},
+		"reason for repo removal: failure: repodata/repomd.xml from anaconda: [Errno 256] No more mirrors to try.; then: CmdlineError: The following mandatory spokes are not completed: Installation Source Software selection"},
 	"7: the transaction": {
 		el7(3, "packaging", "Error unpacking rpm package glibc") + el7(3, "anaconda", "The following error occurred while installing.  This is a fatal error and installation will be aborted.\n\nError unpacking rpm package glibc"),
 		"The following error occurred while installing. This is a fatal error and installation will be aborted. Error unpacking rpm package glibc"},

@@ -38,8 +38,11 @@ const (
 	severityDebug = 7
 )
 
-// levels are Python's names of the severities, as Anaconda's files have them.
-var levels = map[int]string{severityCrit: "CRIT", severityErr: "ERR", severityWarn: "WARN", severityInfo: "INFO", severityDebug: "DEBUG"}
+// levels are the names of the severities in Anaconda's files, which EL9's calls otherwise.
+var (
+	levels  = map[int]string{severityCrit: "CRIT", severityErr: "ERR", severityWarn: "WARN", severityInfo: "INFO", severityDebug: "DEBUG"}
+	levels9 = map[int]string{severityCrit: "CRT", severityErr: "ERR", severityWarn: "WRN", severityInfo: "INF", severityDebug: "DBG"}
+)
 
 const local1 = 17 << 3 // ANACONDA_SYSLOG_FACILITY
 
@@ -63,7 +66,11 @@ func (l *logs) line(severity int, logger, format string, args ...any) {
 		}
 	}
 	if file != nil {
-		fmt.Fprintf(file, "%s,%03d %s %s: %s\n", now.Format("15:04:05"), now.Nanosecond()/1e6, levels[severity], logger, text)
+		level := levels[severity]
+		if l.release == 9 {
+			level = levels9[severity]
+		}
+		fmt.Fprintf(file, "%s,%03d %s %s: %s\n", now.Format("15:04:05"), now.Nanosecond()/1e6, level, logger, text)
 	}
 	if l.queue == nil {
 		return

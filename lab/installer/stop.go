@@ -137,7 +137,8 @@ func stopOf(r release, cmdline bool, k kind, err error) stop {
 		quits  bool    // progressQ.send_quit: at once, after %onerror
 	}{
 		inStorage: {before: []entry{{severityErr, "anaconda", "storage configuration failed: " + text}}, log: incomplete("anaconda", "Installation Destination"), raised: "CmdlineError"},
-		inSource: {before: []entry{{severityErr, "packaging", "base repo (url/" + text + ") not valid -- removing it"}, {severityErr, "packaging", "No base repo configured"}},
+		inSource: {before: []entry{{severityErr, "packaging", "base repo (url/http://x/) not valid -- removing it"},
+			{severityErr, "packaging", "reason for repo removal: " + text}, {severityErr, "packaging", "No base repo configured"}},
 			log: incomplete("anaconda", "Installation Source"), raised: "CmdlineError"},
 		inSoftware: {log: []entry{{severityErr, "packaging", "CmdlineError: Missing package: " + text}}, raised: "CmdlineError: CmdlineError: Missing package: " + text,
 			dialog: "You have specified that the package '" + text + "' should be installed.  This package does not exist.  Would you like to ignore this package and continue with installation?"},

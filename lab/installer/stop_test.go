@@ -46,7 +46,7 @@ func TestHowAnacondaStops(t *testing.T) {
 		{9, true, inSoftware, plain, "onerror reboot 32"},
 		{7, true, inTransaction, plain, "onerror reboot 33"},
 		{7, false, inTransaction, plain, "prompt 3"},
-		{7, true, inSource, plain, "reboot 3332"},
+		{7, true, inSource, plain, "reboot 33332"},
 		{7, true, inBootLoader, plain, "reboot 332"},
 		{9, true, inBootLoader, plain, "onerror reboot 2"},
 		{7, true, unforeseen, plain, "reboot 2"},

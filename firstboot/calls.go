@@ -130,9 +130,8 @@ func waitOf(c echo.Context) (time.Duration, error) {
 	return wait, errors.Join(conn.SetReadDeadline(time.Time{}), conn.SetWriteDeadline(time.Now().Add(wait+answerTimeout)))
 }
 
-// lookEvery is how often the verdict of an installation is derived while a machine waits for it: twice within the time that
-// people notice.
-const lookEvery = 200 * time.Millisecond
+// lookEvery is how often the verdict of an installation is derived while a machine waits for it.
+const lookEvery = 500 * time.Millisecond
 
 // installation answers a machine in its installer, once there is something else to do than to go on. It is no sign of life:
 // what asks goes on asking while Anaconda stands at a prompt. The token of a superseded attempt cannot be checked any more,

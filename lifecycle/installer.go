@@ -64,24 +64,33 @@ type told struct {
 	verdict Verdict
 }
 
-// abandoned tells whether a machine stands in its installer with nobody to reboot it: its installation has failed, and
-// it has not asked for its verdict since, nor booted. That is so before %pre runs, and where what %pre left running has ended.
-func (r *Rack) abandoned(rec Record, lastBoot time.Time) bool {
+// standing tells what `status` says of a machine that stands in its installer, "" for all others: its installation has
+// failed, and it has not booted since. It stays because it was told to; or nobody is there to reboot it, for it has not asked for
+// its verdict: what fails before %pre runs, and where what %pre left running has ended.
+func (r *Rack) standing(rec Record, lastBoot time.Time) string {
 	if rec.State != Failed || rec.Failure == nil || rec.Failure.Phase != Installing || lastBoot.After(rec.Since) {
-		return false
+		return ""
 	}
 	since := later(rec.Since, r.started)
 	r.lives.mu.Lock()
 	defer r.lives.mu.Unlock()
 	l := r.lives.get(rec.Name)
-	return l.asked.Before(since) && r.now().Sub(since) >= silent
+	switch {
+	case l.told == told{rec.Attempt, Remain}:
+		return fmt.Sprintf("stays in its installer, `rackstrap reinstall %s` reboots it", rec.Name)
+	case l.asked.Before(since) && r.now().Sub(since) >= silent:
+		return needsHand
+	}
+	return ""
 }
 
-// tellAbandoned puts into the timeline of each machine that it needs a hand, once.
-func (r *Rack) tellAbandoned() {
+const needsHand = "stands at its installer's prompt and does not reboot by itself: look at its console, then switch it off and on"
+
+// tellStanding puts into the timeline of each machine that needs a hand that it does, once.
+func (r *Rack) tellStanding() {
 	for _, m := range r.Members("") {
 		seen, _ := r.Sighting(m.Record.MAC)
-		if !r.abandoned(m.Record, seen.LastBoot) {
+		if r.standing(m.Record, seen.LastBoot) != needsHand {
 			continue
 		}
 		r.lives.mu.Lock()
@@ -90,9 +99,7 @@ func (r *Rack) tellAbandoned() {
 		l.told = told{attempt: m.Record.Attempt}
 		r.lives.mu.Unlock()
 		if news {
-			r.Observe(Event{MAC: m.Record.MAC, Machine: m.Record.Name, Attempt: m.Record.Attempt, Source: "lifecycle", Kind: "stands", Level: Alarm, Text: standsText})
+			r.Observe(Event{MAC: m.Record.MAC, Machine: m.Record.Name, Attempt: m.Record.Attempt, Source: "lifecycle", Kind: "stands", Level: Alarm, Text: "it " + needsHand})
 		}
 	}
 }
-
-const standsText = "it stands at its installer's prompt and does not reboot by itself: look at its console, then switch it off and on"

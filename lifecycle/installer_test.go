@@ -32,6 +32,7 @@ func TestVerdict(t *testing.T) {
 			r.Asked("kmaster", attempt, want)
 		}
 	}
+	require.True(t, strings.HasPrefix(r.Machines()[0].Reason, "stays in its installer, `rackstrap reinstall kmaster` reboots it; kmaster failed: no room"), r.Machines()[0].Reason)
 	_, err := r.Reinstall(ctx, "kmaster")
 	require.NoError(t, err)
 	require.Equal(t, Again, r.Verdict("kmaster", attempt))
@@ -50,29 +51,29 @@ func TestVerdict(t *testing.T) {
 }
 
 // One that does not ask stands there, and that is said: once, in `status`, and until it boots again.
-func TestAbandoned(t *testing.T) {
+func TestStanding(t *testing.T) {
 	r, c := limited(t, NewMemoryStore())
 	_, err := r.FailInstall(t.Context(), "kmaster", "no room")
 	require.NoError(t, err)
 	c.forward(50 * time.Second)
-	r.tellAbandoned()
+	r.tellStanding()
 	require.Empty(t, texts(t, r, "stands"), "it may ask yet")
 	c.forward(11 * time.Second)
 	for range 3 {
-		r.tellAbandoned()
+		r.tellStanding()
 	}
-	require.Equal(t, []string{standsText}, texts(t, r, "stands"))
+	require.Equal(t, []string{"it " + needsHand}, texts(t, r, "stands"))
 	reason := func() string { return r.Machines()[0].Reason }
-	require.True(t, strings.HasPrefix(reason(), standsText+"; kmaster failed, installation 2 of 3 follows: no room"), reason())
+	require.True(t, strings.HasPrefix(reason(), needsHand+"; kmaster failed, installation 2 of 3 follows: no room"), reason())
 	boot(r, c, macMaster)
-	require.NotContains(t, reason(), standsText)
+	require.NotContains(t, reason(), needsHand)
 
 	r, c = limited(t, NewMemoryStore())
 	_, err = r.FailInstall(t.Context(), "kmaster", "no room")
 	require.NoError(t, err)
 	r.Asked("kmaster", 1, Again)
 	c.forward(time.Hour)
-	r.tellAbandoned()
+	r.tellStanding()
 	require.Empty(t, texts(t, r, "stands"), "it has asked")
 }
 

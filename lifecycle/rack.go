@@ -428,8 +428,8 @@ func (r *Rack) Machines() []Status {
 				}
 			}
 			st.Action, st.Reason = d.Action, d.Reason
-			if r.abandoned(st.Record, st.Sighting.LastBoot) {
-				st.Reason = standsText + "; " + st.Reason
+			if where := r.standing(st.Record, st.Sighting.LastBoot); where != "" {
+				st.Reason = where + "; " + st.Reason
 			}
 		}
 		all = append(all, st)

@@ -29,7 +29,7 @@ func (r *Rack) Watch(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 			r.failOverdue(ctx)
-			r.tellAbandoned()
+			r.tellStanding()
 		}
 	}
 }

@@ -34,19 +34,17 @@ var symptoms = []symptom{
 	{severityErr, regexp.MustCompile(`^storage configuration failed: `), false},                        // 7: ui/tui/spokes/storage.py, execute
 	{severityErr, regexp.MustCompile(`^BootLoader setup failed: `), false},                             // 7: the same
 	{severityErr, regexp.MustCompile(`^CmdlineError: Missing package: `), false},                       // 7: yumpayload.py, _handleMissing
-	{severityErr, regexp.MustCompile(`^Not enough space in file systems `), false},                     // both: hubs/summary.py, prompt
 	{severityErr, regexp.MustCompile(`This is a fatal error and installation will be aborted`), false}, // 7: errors.py, by ui/tui/__init__.py, _showError
 	{severityErr, regexp.MustCompile(`Would you like to ignore this `), false},                         // 7: errors.py, by _showYesNoQuestion, which says no
 	{severityErr, regexp.MustCompile(`^An error has occurred - no valid devices were found`), false},   // 7: errors.py, _noDisksHandler
 	{severityErr, regexp.MustCompile(`^The following errors occurred with your partitioning`), false},  // 7: errors.py, _partitionErrorHandler
 	{severityErr, regexp.MustCompile(`^There is a problem with your existing storage `), false},        // both: errors.py, _storageResetHandler
 	{severityErr, regexp.MustCompile(`^The following software marked for installation has errors`), false},
-	{severityErr, regexp.MustCompile(`^DNF marking error: `), false},                                                                   // 9: payload/dnf/payload.py, _handle_marking_error
-	{severityErr, regexp.MustCompile(`^anaconda: kickstart\.parsing: `), false},                                                        // 9: kickstart.py, parseKickstart; 7 prints it alone
-	{severityErr, regexp.MustCompile(`^Error code -\d+ running the kickstart script `), false},                                         // both: kickstart.py, run; a signal, so the script could not report
-	{severityErr, regexp.MustCompile(`^CmdlineError: `), true},                                                                         // both: hubs/summary.py, prompt
-	{severityCrit, regexp.MustCompile(`^Traceback \(most recent call last\)`), true},                                                   // both: exception.py, handleException
-	{severityCrit, regexp.MustCompile(`^(exception from waitpid|Error when creating new (user|group)|Unable to set password)`), false}, // 7: users.py
+	{severityErr, regexp.MustCompile(`^DNF marking error: `), false},                           // 9: payload/dnf/payload.py, _handle_marking_error
+	{severityErr, regexp.MustCompile(`^anaconda: kickstart\.parsing: `), false},                // 9: kickstart.py, parseKickstart; 7 prints it alone
+	{severityErr, regexp.MustCompile(`^Error code -\d+ running the kickstart script `), false}, // both: kickstart.py, run; a signal, so the script could not report
+	{severityErr, regexp.MustCompile(`^CmdlineError: `), true},                                 // both: hubs/summary.py, prompt
+	{severityCrit, regexp.MustCompile(`^Traceback \(most recent call last\)`), true},           // both: exception.py, handleException
 }
 
 // hints are messages that say why a generic symptom follows. Without one of them the last error counts.

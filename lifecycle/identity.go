@@ -261,9 +261,14 @@ func (r *Rack) Cards(mac inventory.MAC) []inventory.MAC {
 }
 
 // lastBoot is when firmware last began a network boot by any card that the record's machine has by the list.
-func (r *Rack) lastBoot(rec Record) (last time.Time) {
+func (r *Rack) lastBoot(rec Record) time.Time {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
+	return r.latestBoot(rec)
+}
+
+// latestBoot is lastBoot. The caller holds mu.
+func (r *Rack) latestBoot(rec Record) (last time.Time) {
 	cards := []inventory.MAC{rec.MAC}
 	if m, ok := r.config.ByName(rec.Name); ok && m.Has(rec.MAC) {
 		cards = m.Cards()

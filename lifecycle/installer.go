@@ -89,8 +89,7 @@ const needsHand = "stands at its installer's prompt and does not reboot by itsel
 // tellStanding puts into the timeline of each machine that needs a hand that it does, once.
 func (r *Rack) tellStanding() {
 	for _, m := range r.Members("") {
-		seen, _ := r.Sighting(m.Record.MAC)
-		if r.standing(m.Record, seen.LastBoot) != needsHand {
+		if r.standing(m.Record, r.lastBoot(m.Record)) != needsHand {
 			continue
 		}
 		r.lives.mu.Lock()

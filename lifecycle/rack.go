@@ -428,7 +428,7 @@ func (r *Rack) Machines() []Status {
 				}
 			}
 			st.Action, st.Reason = d.Action, d.Reason
-			if where := r.standing(st.Record, st.Sighting.LastBoot); where != "" {
+			if where := r.standing(st.Record, r.latestBoot(st.Record)); where != "" {
 				st.Reason = where + "; " + st.Reason
 			}
 		}

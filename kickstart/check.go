@@ -129,7 +129,7 @@ func (c *checker) read(text []byte) {
 			}
 		case first == "" || first[0] == '#':
 		case first[0] == '%':
-			c.problem(n, "there is no section %s in %s", first, c.syntax.Title)
+			c.problem(n, "there is no section %s in %s%s", first, c.syntax.Title, c.syntax.hint(first))
 		default:
 			c.command(n, l)
 		}

@@ -19,7 +19,7 @@ func TestPostPreparesTheNode(t *testing.T) {
 		t.Run(profile, func(t *testing.T) {
 			s := newSandbox(t)
 			in := input(profile, "knode1")
-			in.Machine.Install.SSHAuthorizedKeys = []string{"ssh-ed25519 AAAA one", "ssh-ed25519 BBBB it's $HOME `two`"}
+			in.Machine.Install.SSHAuthorizedKeys = []string{testLogin + " one", testLogin + " it's $HOME `two`"}
 			out, status := s.run(script(t, r, in, "%post"))
 			require.Zero(t, status, out)
 			require.Equal(t, "127.0.0.1 localhost localhost.localdomain localhost4 localhost4.localdomain4\n"+
@@ -41,7 +41,7 @@ func TestPostPreparesTheNode(t *testing.T) {
 			require.Contains(t, s.read("etc/crictl.yaml"), "runtime-endpoint: unix:///run/containerd/containerd.sock\n")
 			require.True(t, json.Valid([]byte(s.read("etc/docker/daemon.json"))))
 			require.Contains(t, s.read("etc/udev/rules.d/90-flannel.rules"), "tx-checksum-ip-generic off")
-			require.Equal(t, "ssh-ed25519 AAAA one\nssh-ed25519 BBBB it's $HOME `two`\n", s.read("root/.ssh/authorized_keys"))
+			require.Equal(t, testLogin+" one\n"+testLogin+" it's $HOME `two`\n", s.read("root/.ssh/authorized_keys"))
 			for file, mode := range map[string]os.FileMode{"root/.ssh": 0o700, "root/.ssh/authorized_keys": 0o600} {
 				info, err := os.Stat(filepath.Join(s.root, file))
 				require.NoError(t, err)

@@ -6,12 +6,13 @@ import (
 	"strings"
 )
 
-// syntax is what one version of the installer accepts: see assets/profiles/*.syntax.yaml.
+// syntax is what one release accepts, its installer above all: see assets/profiles/*.syntax.yaml.
 type syntax struct {
 	Title    string              `yaml:"title"`
 	Sections map[string]*grammar `yaml:"sections"`
 	Commands map[string]*grammar `yaml:"commands"`
 	Refused  map[string]string   `yaml:"refused"` // "command" or "command --option": why, and what to do instead
+	Values   values              `yaml:"values"`
 }
 
 // grammar is what may follow a command or the name of a section.

@@ -36,7 +36,7 @@ func everything() map[string][]byte {
 // rackWith parses a configuration with these repositories and lines of install, and opens its media.
 func rackWith(t *testing.T, medium string, repos map[string]string, install string) (*inventory.Config, *media.Library) {
 	t.Helper()
-	text := "server: {interface: eth1, address: 10.10.10.1}\nnetwork: {subnet: 10.10.10.0/24}\nmedia: [{name: m, dir: " + medium + "}]\ninstall:\n  root_password_hash: \"$6$saltsalt$abcdefgh\"\n" + install + "  repos:\n"
+	text := "server: {interface: eth1, address: 10.10.10.1}\nnetwork: {subnet: 10.10.10.0/24}\nmedia: [{name: m, dir: " + medium + "}]\ninstall:\n  root_password_hash: \"$6$saltsalt$" + strings.Repeat("x", 86) + "\"\n" + install + "  repos:\n"
 	for _, name := range []string{"base", "updates", "extras", "docker-ce", "kubernetes"} {
 		spec := repos[name]
 		if spec == "" {

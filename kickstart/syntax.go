@@ -10,6 +10,7 @@ import (
 type syntax struct {
 	Title    string              `yaml:"title"`
 	Sections map[string]*grammar `yaml:"sections"`
+	Addons   map[string]*grammar `yaml:"addons"` // of %addon
 	Commands map[string]*grammar `yaml:"commands"`
 	Refused  map[string]string   `yaml:"refused"` // "command" or "command --option": why, and what to do instead
 	Values   values              `yaml:"values"`
@@ -51,7 +52,7 @@ func option(text string) (name string, value valued) {
 }
 
 func (s *syntax) prepare() error {
-	for _, table := range []map[string]*grammar{s.Sections, s.Commands} {
+	for _, table := range []map[string]*grammar{s.Sections, s.Addons, s.Commands} {
 		for name, g := range table {
 			if g == nil {
 				return fmt.Errorf("%s: is empty, write {}", name)

@@ -48,6 +48,7 @@ type view struct {
 	SandboxImage  string
 	Mirrors       []mirror
 	Docker        bool
+	Kdump         bool
 	DockerMirrors []string
 	Proxy         string
 	NoProxy       []string
@@ -103,7 +104,7 @@ func newView(in Input, p *profile) (*view, error) {
 		Packages: p.Packages, ExtraPackages: o.ExtraPackages, Kubernetes: kubernetes(c.Cluster.KubernetesVersion),
 		Kernel: cmp.Or(o.Kernel, inventory.KernelStock), VendorRepos: p.VendorRepos,
 		SandboxImage: cmp.Or(o.SandboxImage, c.Cluster.ImageRepository+"/"+p.SandboxImage),
-		Docker:       o.Docker, DockerMirrors: o.RegistryMirrors["docker.io"],
+		Docker:       o.Docker, Kdump: o.Kdump, DockerMirrors: o.RegistryMirrors["docker.io"],
 		CNI: c.Cluster.CNI, PostScripts: o.PostScripts,
 	}
 	if v.Hosts, err = hosts(c); err != nil {

@@ -26,6 +26,7 @@ type profile struct {
 	Release      string                 `yaml:"release"`       // what yum and dnf call $releasever
 	VolumeGroup  string                 `yaml:"volume_group"`  // holds the root file system
 	BootArgs     []string               `yaml:"boot_args"`     // kernel arguments of the installed system
+	Sysctl       map[string][]string    `yaml:"sysctl"`        // settings of the kernel, by kernel
 	VendorRepos  []string               `yaml:"vendor_repos"`  // prefixes of repository files that are put out of use
 	SandboxImage string                 `yaml:"sandbox_image"` // below the cluster's image repository
 	Packages     map[string][]string    `yaml:"packages"`      // by purpose: the template's matter; and by kernel

@@ -30,7 +30,8 @@ func TestPostPreparesTheNode(t *testing.T) {
 			require.Contains(t, repos, "$basearch")
 			require.Contains(t, repos, "repo_gpgcheck=0")
 			require.Equal(t, "[own]\n", s.read("etc/yum.repos.d/own.repo"))
-			require.Equal(t, "net.bridge.bridge-nf-call-iptables = 1\nnet.bridge.bridge-nf-call-ip6tables = 1\nnet.ipv4.ip_forward = 1\nvm.swappiness = 0\n", s.read("etc/sysctl.d/k8s.conf"))
+			own := map[string]string{"centos-7.9": "fs.may_detach_mounts = 1\n"}[profile]
+			require.Equal(t, "net.bridge.bridge-nf-call-iptables = 1\nnet.bridge.bridge-nf-call-ip6tables = 1\nnet.ipv4.ip_forward = 1\nvm.swappiness = 0\n"+own, s.read("etc/sysctl.d/k8s.conf"))
 			require.Equal(t, "overlay br_netfilter ip_vs ip_vs_rr ip_vs_wrr ip_vs_sh nf_conntrack_ipv4", strings.Join(strings.Fields(s.read("etc/modules-load.d/k8s.conf")), " "))
 			require.Equal(t, "/dev/mapper/centos-root / xfs defaults 0 0\n# /dev/mapper/centos-swap swap swap defaults 0 0 # off for kubelet\n# UUID=1 none\tswap sw 0 0 # off for kubelet\n# swap\n", s.read("etc/fstab"))
 			containerd := s.read("etc/containerd/config.toml")
@@ -83,6 +84,7 @@ func TestPostWithEverything(t *testing.T) {
 	require.False(t, s.exists("root/rackstrap-own-script"))
 	require.Equal(t, "UPDATEDEFAULT=yes\nDEFAULTKERNEL=kernel-lt\n", s.read("etc/sysconfig/kernel"))
 	require.Equal(t, "/boot/vmlinuz-5.4.278-1.el7.elrepo.x86_64\n", s.read("default"))
+	require.NotContains(t, s.read("etc/sysctl.d/k8s.conf"), "detach", "of the stock kernel alone")
 	require.Equal(t, "nf_conntrack", lastLine(s.read("etc/modules-load.d/k8s.conf")), "the kernel that was installed decides")
 	require.Equal(t, "server = \"https://registry-1.docker.io\"\n\n[host.\"https://mirror.example.org\"]\n  capabilities = [\"pull\", \"resolve\"]\n\n[host.\"http://10.10.10.1:5000\"]\n  capabilities = [\"pull\", \"resolve\"]\n",
 		s.read("etc/containerd/certs.d/docker.io/hosts.toml"))

@@ -42,6 +42,7 @@ type view struct {
 	Kubernetes     []string // packages with their versions
 	Kernel         string
 	KernelPackages []string
+	Sysctl         []string
 	VendorRepos    []string
 	Repos          []repo
 
@@ -122,7 +123,7 @@ func newView(in Input, p *profile) (*view, error) {
 	if !slices.Contains(p.kernels(), v.Kernel) {
 		return nil, fmt.Errorf("kernel: %q is not one of %s", v.Kernel, strings.Join(p.kernels(), ", "))
 	}
-	v.KernelPackages = p.Packages[v.Kernel]
+	v.KernelPackages, v.Sysctl = p.Packages[v.Kernel], p.Sysctl[v.Kernel]
 	for i, s := range o.PostScripts {
 		if !strings.HasPrefix(s.Text, "#!/") {
 			return nil, fmt.Errorf("post_scripts[%d] has no interpreter in its first line (#!/bin/bash)", i)

@@ -56,6 +56,12 @@ func TestPostPreparesTheNode(t *testing.T) {
 			} {
 				require.Contains(t, calls, call)
 			}
+			require.False(t, s.exists(ksScript), "the script holds the token, and would stay in /tmp")
+			restored := strings.Index(calls, "restorecon -ir ")
+			require.Greater(t, restored, strings.LastIndex(calls, "systemctl enable"), "labels come when all is written")
+			for _, dir := range []string{"/boot", "/etc", "/root", "/usr/local", "/var/lib"} {
+				require.Contains(t, strings.SplitN(calls[restored:], "\n", 2)[0]+" ", " "+dir+" ")
+			}
 			require.NotContains(t, calls, "start", "nothing runs in the installer's chroot")
 			require.Contains(t, lastLine(calls), "curl", "the report is the last action")
 		})

@@ -444,14 +444,19 @@ func (j *job) onError(ctx context.Context) {
 // runScript runs a section as Anaconda does: a file in /tmp, its interpreter, and its output through a pipe, which has to
 // be closed by all who have it; only then it becomes the file of --log.
 func (j *job) runScript(ctx context.Context, s script, where, logs system) error {
-	const name = "/tmp/ks-script-rackstrap"
 	if err := os.MkdirAll(where.path("/tmp"), 0o1777); err != nil {
 		return err
 	}
-	if err := os.WriteFile(where.path(name), []byte(s.text), 0o700); err != nil {
+	// Anaconda does not remove it.
+	file, err := os.CreateTemp(where.path("/tmp"), "ks-script-")
+	if err != nil {
 		return err
 	}
-	defer os.Remove(where.path(name))
+	_, err = file.WriteString(s.text)
+	if err := errors.Join(err, file.Chmod(0o700), file.Close()); err != nil {
+		return err
+	}
+	name := "/tmp/" + filepath.Base(file.Name())
 	logFile := j.lab.path(name + ".log") // outside of the chroot
 	if s.log != "" {
 		logFile = logs.path(s.log)
@@ -463,7 +468,7 @@ func (j *job) runScript(ctx context.Context, s script, where, logs system) error
 	var output bytes.Buffer
 	cmd := where.command(ctx, s.interpreter, name)
 	cmd.Stdout, cmd.Stderr = &output, &output
-	err := cmd.Run()
+	err = cmd.Run()
 	if err := os.WriteFile(logFile, output.Bytes(), 0o600); err != nil {
 		return err
 	}
@@ -499,13 +504,35 @@ func (j *job) finish(ctx context.Context) error {
 			return err
 		}
 	}
-	// Without what is secret in it: the token of this installation has been used.
+	if err := j.keepKickstart(); err != nil {
+		return err
+	}
 	if j.disk == nil {
 		return nil
 	}
 	// The system is there and has been reported: whatever keeps the disk busy must not keep it from its reboot.
 	if err := j.disk.unmount(ctx); err != nil {
 		fmt.Fprintf(j.Console, "rackstrap-lab: unmounting: %v\n", err)
+	}
+	return nil
+}
+
+// keepKickstart leaves the kickstart in the installed system, as it was fetched (99-copy-logs.ks) and as Anaconda writes
+// it anew (install.py, _writeKS), unless inst.nosave forbids it.
+func (j *job) keepKickstart() error {
+	kept := map[string]string{"input_ks": "/root/original-ks.cfg", "output_ks": "/root/anaconda-ks.cfg"}
+	for _, not := range strings.Split(j.args["inst.nosave"], ",") {
+		switch not {
+		case "all", "all_ks":
+			clear(kept)
+		default:
+			delete(kept, not)
+		}
+	}
+	for _, name := range kept {
+		if err := j.target.write(name, string(j.text), 0o600); err != nil {
+			return err
+		}
 	}
 	return nil
 }

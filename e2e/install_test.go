@@ -154,7 +154,7 @@ func TestInstallationIsSeen(t *testing.T) {
 	require.Zero(t, i.run("%pre", "tmp/rackstrap-pre.log"), "see its log")
 	require.Contains(t, i.read("tmp/rackstrap-storage.ks"), "ignoredisk --only-use=sda\n")
 	require.Eventually(t, func() bool { return i.status("m0").Progress != nil }, 30*time.Second, 50*time.Millisecond)
-	require.Equal(t, "pre 100%: sda is the only one", i.status("m0").Progress.String())
+	require.Equal(t, "pre 100%: the disk is sda", i.status("m0").Progress.String())
 
 	i.inside("logger", "--tcp", "--rfc3164", "--server", "10.20.0.1", "--port", "5514", "--tag", "packaging", "--", "Installing bash (120/266)")
 	require.Eventually(t, func() bool { return i.status("m0").Progress.String() == "packages 45%: bash (120/266)" }, 30*time.Second, 50*time.Millisecond)

@@ -271,10 +271,10 @@ func withFaults(t *testing.T, faults map[string]fault) (config string, names []s
 func TestInstallationsThatStop(t *testing.T) {
 	needDirectories(t)
 	faults := map[string]fault{
-		"gone":     {`disk: vdz`, `vdz`},
+		"gone":     {`disk: vdz`, "%pre failed: there is no disk vdz"},
 		"package":  {`kernel_args: [rackstrap.fault=package]`, "Anaconda stopped: CmdlineError: Missing package: rackstrap-fault"},
 		"post":     {`post_scripts: ["#!/bin/bash\nset -e\nls /nowhere\n"]`, "cannot access '/nowhere'"},
-		"pre":      {`disk: ">1T"`, "%pre failed: no disk is >1T"},
+		"pre":      {`disk: ">1T"`, "%pre failed: no disk fits >1T"},
 		"storage":  {`kernel_args: [rackstrap.fault=storage]`, "Anaconda stopped: storage configuration failed: Unable to allocate requested partition scheme."},
 		"storage9": {`profile: rocky-9, kernel_args: [rackstrap.fault=storage]`, "Unable to allocate requested partition scheme."},
 		"package9": {`profile: rocky-9, kernel_args: [rackstrap.fault=package]`, `Anaconda stopped: DNF marking error: MarkingErrors("rackstrap-fault")`},

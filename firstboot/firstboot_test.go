@@ -172,7 +172,7 @@ func TestFailureNamesTheLine(t *testing.T) {
 		"%post":           {"post", "rackstrap: packages\npackage kubeadm-1.28.2 is not installed\nrackstrap: failed at: rpm --query \"$package\" (status 1)\n", `%post failed at: rpm --query "$package" (status 1): package kubeadm-1.28.2 is not installed`},
 		"a silent one":    {"post", "rackstrap: swap\nrackstrap: failed at: false (status 1)\n", "%post failed at: false (status 1)"},
 		"%post's own":     {"post", "x\nrackstrap: the appliance has no agent for riscv64\n", "%post failed: the appliance has no agent for riscv64"},
-		"%pre":            {"pre", "no disk is >=1T; the disks: sda (500 GB)\n", "%pre failed: no disk is >=1T; the disks: sda (500 GB)"},
+		"%pre":            {"pre", "no disk fits >=1T; the disks: sda (500 GB)\n", "%pre failed: no disk fits >=1T; the disks: sda (500 GB)"},
 		"Anaconda":        {"install", "10:00:00,1 INFO anaconda: x\n10:00:01,2 ERR packaging: No such group: core\n10:00:02,3 DEBUG blivet: y\n", "install failed: 10:00:01,2 ERR packaging: No such group: core"},
 		"a killed one":    {"post", "rackstrap: packages\nkilled by signal 9\n", "%post failed: killed by signal 9 (at: packages)"},
 		"the shell's":     {"post", "rackstrap: swap\n/tmp/ks-script-x: line 9: x: unbound variable\n", "%post failed: /tmp/ks-script-x: line 9: x: unbound variable (at: swap)"},

@@ -11,7 +11,7 @@ import (
 )
 
 // The installer's own words, which the kickstart's scripts write to their logs: `rackstrap: failed at: COMMAND
-// (status 1)` by the trap of %post, `rackstrap: no disk is …` by %pre.
+// (status 1)` by the trap of %post, `rackstrap: no disk fits …` by %pre.
 const (
 	ownWords = "rackstrap: "
 	failedAt = ownWords + "failed at: "

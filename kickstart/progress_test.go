@@ -96,7 +96,7 @@ func TestPreReportsTheDisk(t *testing.T) {
 	in.Machine.Install.Disk = ">=40G"
 	out, status := s.run(script(t, newRenderer(t), in, "%pre"))
 	require.Zero(t, status, out)
-	require.Equal(t, []told{{3, 50, "progress", "pre", "looking for the disk that is >=40G"}, {3, 100, "progress", "pre", "vda is >=40G"}}, s.told())
+	require.Equal(t, []told{{3, 50, "progress", "pre", "looking for the disk: >=40G"}, {3, 100, "progress", "pre", "the disk is vda"}}, s.told())
 }
 
 // While a step takes long, the appliance goes on hearing of it.

@@ -25,14 +25,16 @@ type sandbox struct {
 // standIns take the place of the programs of an installer, and of an installed system. All that they are
 // asked is appended to /calls.
 var standIns = map[string]string{
-	"restorecon": `echo "restorecon $*" >>/calls; [ ! -e /unlabelled ]`,
 	"yum":        `echo "yum $*" >>/calls; [ ! -e /slow ] || bash /slow "$@"; case " $* " in *" $(cat /missing 2>/dev/null) "*) echo "No package available." ;; esac`,
 	"rpm":        `echo "rpm $*" >>/calls; case "$*" in *--queryformat*) echo /boot/vmlinuz-5.4.278-1.el7.elrepo.x86_64 ;; *) [ "$2" != "$(cat /missing 2>/dev/null)" ] || { echo "package $2 is not installed"; exit 1; } ;; esac`,
 	"systemctl":  `echo "systemctl $*" >>/calls`,
 	"grubby":     `echo "grubby $*" >>/calls; case $1 in --set-default=*) echo "${1#*=}" >/default ;; *) cat /default ;; esac`,
-	"lsblk":      `case "$*" in *--raw*) cat /disks ;; *) echo "(table)" ;; esac`,
+	"mpathconf":  `echo "mpathconf $*" >>/calls; if [ -e /multipath ]; then mkdir -p /mapped/dev; cp /multipath /mapped/dev/sda; fi`,
+	"vgs":        `[[ "$*" =~ \^/dev/([a-z0-9]+)\(p ]] && cat "/vgs/${BASH_REMATCH[1]}"`,
+	"restorecon": `echo "restorecon $*" >>/calls; [ ! -e /unlabelled ]`,
+	"lsblk":      `case "$*" in *--raw*NAME,TYPE*) cat "/mapped${@: -1}" 2>/dev/null || true ;; *--raw*) cat /disks ;; *) echo "(table)" ;; esac`,
 	"tmux":       `case $1 in list-panes) [ -e /console ] && echo 1 || echo 0 ;; *) cat /console ;; esac`,
-	"udevadm":    `for a; do case $a in --name=/dev/*) cat "/udev/${a#--name=/dev/}" ;; esac; done`,
+	"udevadm":    `for a; do case $a in --name=/dev/*) cat "/udev/${a#--name=/dev/}" 2>/dev/null ;; esac; done`,
 	"sleep":      `[ "$1" != 2 ] || exec /usr/bin/sleep 2; [ "$1" != 11 ] || exec /usr/bin/sleep $([ -e /fast ] && echo 0.01 || echo 11); echo "sleep $*" >>/calls`,
 	"curl": `case $* in */installation*) echo ask >>/asked; cat /verdict; exit ;; esac
 case $* in *progress*) echo "curl $*" >>/calls.progress ;; *) echo "curl $*" >>/calls ;; esac

@@ -160,80 +160,216 @@ func TestOnError(t *testing.T) {
 
 const (
 	gb    = "000000000"
-	disks = "sr0 1073741312 rom 1 0\nsda 500" + gb + " disk 0 0\nsdb 32" + gb + " disk 0 0\nsdc 500" + gb + " disk 0 0\nnvme0n1 960" + gb + " disk 0 0\nsdd 16" + gb + " disk 1 0\nsde 8" + gb + " disk 0 1\nzram0 4" + gb + " disk 0 0\n"
+	disks = "sr0 1073741312 rom 1 0\nsda 500" + gb + " disk 0 0\nsdb 32" + gb + " disk 0 0\nsdc 500" + gb + " disk 0 0\nnvme0n1 960" + gb + " disk 0 0\nsdd 16" + gb + " disk 1 0\nsde 8" + gb + " disk 0 1\nsdf 2000" + gb + " disk 0 0\nsdg 500" + gb + " disk 0 0\nzram0 4" + gb + " disk 0 0\n"
 )
+
+// pre runs %pre for a choice of the disk.
+func (s *sandbox) pre(t *testing.T, r *Renderer, disk string) (out string, status int) {
+	in := input("centos-7.9", "knode1")
+	in.Machine.Install.Disk = disk
+	return s.run(script(t, r, in, "%pre"))
+}
+
+// complains checks that %pre erases nothing, and tells the appliance why.
+func (s *sandbox) complains(t *testing.T, r *Renderer, disk, complaint string) {
+	out, status := s.pre(t, r, disk)
+	require.Equal(t, 1, status, out)
+	require.Contains(t, out, "rackstrap: "+complaint+"; nothing was erased")
+	require.False(t, s.exists("tmp/rackstrap-storage.ks"))
+	require.Contains(t, s.read("curl.body"), `"kind":"failed","phase":"pre"`)
+	require.Contains(t, s.read("curl.body"), "rackstrap: "+complaint)
+}
+
+// chooses checks what %pre writes for Anaconda.
+func (s *sandbox) chooses(t *testing.T, r *Renderer, disk, chosen, group string) {
+	out, status := s.pre(t, r, disk)
+	require.Zero(t, status, out)
+	storage := s.read("tmp/rackstrap-storage.ks")
+	for _, l := range []string{"ignoredisk --only-use=" + chosen, "clearpart --all --initlabel --drives=" + chosen,
+		"part pv.01 --ondisk=" + chosen + " --size=10240 --grow", "volgroup " + group + " pv.01"} {
+		require.Contains(t, storage, l+"\n")
+	}
+	require.Contains(t, storage, " --vgname="+group+" ")
+	require.Contains(t, storage, " --boot-drive="+chosen+" ")
+	require.NotContains(t, storage, "@")
+	require.Empty(t, r.Check([]byte("url --url=http://x/\nnetwork --bootproto=dhcp\n"+storage), "rhel7"))
+}
 
 func TestPreChoosesTheDisk(t *testing.T) {
 	r := newRenderer(t)
 	for rule, c := range map[string]struct{ disks, chosen, complaint string }{
 		"":                                {"vda 53" + gb + " disk 0 0\nsr0 0 rom 1 0\n", "vda", ""},
-		" ":                               {disks, "", "several disks are the only one (sda sdb sdc nvme0n1)"},
+		" ":                               {disks, "", "there are several disks (sda sdb sdc nvme0n1): install.disk says which"},
+		"\t":                              {"sdd 16" + gb + " disk 1 0\n", "", "there is no disk"},
 		"smallest":                        {disks, "sdb", ""},
 		"largest":                         {disks, "nvme0n1", ""},
-		">=40G":                           {disks, "", "several disks are >=40G (sda sdc nvme0n1)"},
-		">=40G smallest":                  {disks, "", "several disks are >=40G smallest (sda sdc)"},
+		">=40G":                           {disks, "", "several disks fit >=40G (sda sdc nvme0n1)"},
+		">=40G smallest":                  {disks, "", "several disks fit >=40G smallest (sda sdc)"},
 		">500G":                           {disks, "nvme0n1", ""},
 		"<500G":                           {disks, "sdb", ""},
-		">=1T":                            {disks, "", "no disk is >=1T"},
-		"<=500G largest":                  {disks, "", "several disks are <=500G largest (sda sdc)"},
+		">=1T":                            {disks, "", "no disk fits >=1T"},
+		"<=500G largest":                  {disks, "", "several disks fit <=500G largest (sda sdc)"},
 		"serial:S3Z9NB0K1":                {disks, "sdc", ""},
 		"serial:ATA_SSD_S3Z9NB0K1":        {disks, "sdc", ""},
-		"serial:S3Z9NB0K":                 {disks, "", "no disk is serial:S3Z9NB0K"},
-		"serial:TWICE":                    {disks, "", "several disks are serial:TWICE (sda sdb)"},
+		"serial:S3Z9NB0K":                 {disks, "", "no disk fits serial:S3Z9NB0K"},
+		"serial:TWICE":                    {disks, "", "several disks fit serial:TWICE (sda sdb)"},
 		"wwn:0x5000C500A1B2C3D4":          {disks, "sda", ""},
 		"wwn:eui.0025388b710116ac":        {disks, "nvme0n1", ""},
 		"serial:TWICE largest":            {disks, "sda", ""},
-		"serial:REMOVABLE":                {disks, "", "no disk is serial:REMOVABLE"},
+		"serial:REMOVABLE":                {disks, "", "no disk fits serial:REMOVABLE"},
 		"largest <=600G serial:S3Z9NB0K1": {disks, "sdc", ""},
-		"smallest >1G":                    {"", "", "no disk is smallest >1G"},
+		"smallest >1G":                    {"", "", "no disk fits smallest >1G"},
+
+		"sda":                        {disks, "sda", ""},
+		"/dev/nvme0n1":               {disks, "nvme0n1", ""},
+		"disk/by-id/ata-SSD":         {disks, "sdc", ""},
+		"/dev/disk/by-path/pci-0":    {disks, "sdb", ""},
+		"sdz":                        {disks, "", "there is no disk sdz"},
+		"disk/by-id/ata-GONE":        {disks, "", "there is no disk disk/by-id/ata-GONE"},
+		"disk/by-id/dangling":        {disks, "", "there is no disk disk/by-id/dangling"},
+		"disk/by-path/pci-0-part-of": {disks, "", "disk/by-path/pci-0-part-of is not a whole disk"},
+		"sdd":                        {disks, "", "sdd is removable"},
+		"sdf":                        {disks, "", "sdf is on USB"},
+		"disk/by-id/usb-STICK":       {disks, "sdd", ""},
+		"disk/by-id/usb-DRIVE":       {disks, "sdf", ""},
+		"sde":                        {disks, "", "sde is read-only"},
+		"disk/by-id/READONLY":        {disks, "", "sde is read-only"},
+		"sdg":                        {disks, "", "sdg is part of a firmware RAID"},
+		"dm-0":                       {disks, "", "dm-0 is not a whole disk"},
 	} {
 		t.Run(rule, func(t *testing.T) {
 			s := newSandbox(t)
 			s.write("disks", c.disks)
 			for name, properties := range map[string]string{
-				"sda": "DEVNAME=/dev/sda\nID_WWN=0x5000c500a1b2c3d4\nID_SERIAL=TWICE\n",
+				"sda": "DEVNAME=/dev/sda\nID_WWN=0x5000c500a1b2c3d4\nID_SERIAL=TWICE\nID_FS_TYPE=linux_raid_member\n",
 				"sdb": "ID_SERIAL_SHORT=TWICE\n", "sdc": "ID_SERIAL=ATA_SSD_S3Z9NB0K1\nID_SERIAL_SHORT=S3Z9NB0K1\n",
-				"nvme0n1": "ID_WWN=eui.0025388b710116ac\n", "sdd": "ID_SERIAL=REMOVABLE\n", "vda": "",
+				"nvme0n1": "ID_WWN=eui.0025388b710116ac\n", "sdd": "ID_SERIAL=REMOVABLE\nID_BUS=usb\n", "vda": "",
+				"sdf": "ID_BUS=usb\n", "sdg": "ID_BUS=ata\nID_FS_TYPE=isw_raid_member\n",
 			} {
 				s.write("udev/"+name, properties)
+				s.write("dev/"+name, "")
 			}
-			in := input("centos-7.9", "knode1")
-			in.Machine.Install.Disk = rule
-			if rule == "" || rule == " " {
-				in.Machine.Install.Disk = ""
+			for _, name := range []string{"sde", "sdb1", "dm-0"} {
+				s.write("dev/"+name, "")
 			}
-			out, status := s.run(script(t, r, in, "%pre"))
-			if c.complaint != "" {
-				require.Equal(t, 1, status)
-				require.Contains(t, out, "rackstrap: "+c.complaint+"; nothing was erased")
-				require.False(t, s.exists("tmp/rackstrap-storage.ks"))
-				e := s.event()
-				require.Equal(t, told{3, 0, "failed", "pre", e.Text}, e)
-				require.Contains(t, lastLine(e.Text), "rackstrap: "+c.complaint+"; nothing was erased; the disks: ")
-				require.Equal(t, 1, strings.Count(s.read("calls"), "event.json"), "told once")
+			for link, to := range map[string]string{"by-id/ata-SSD": "sdc", "by-path/pci-0": "sdb", "by-id/dangling": "sdy/x", "by-path/pci-0-part-of": "sdb1",
+				"by-id/usb-STICK": "sdd", "by-id/usb-DRIVE": "sdf", "by-id/READONLY": "sde"} {
+				require.NoError(t, os.MkdirAll(filepath.Join(s.root, "dev/disk", filepath.Dir(link)), 0o755))
+				require.NoError(t, os.Symlink("../../"+to, filepath.Join(s.root, "dev/disk", link)))
+			}
+			choice := strings.TrimSpace(rule)
+			if c.complaint == "" {
+				s.chooses(t, r, choice, c.chosen, "centos_knode1")
 				return
 			}
-			require.Zero(t, status, out)
-			storage := s.read("tmp/rackstrap-storage.ks")
-			require.Contains(t, storage, "ignoredisk --only-use="+c.chosen+"\n")
-			require.NotContains(t, storage, "@")
-			whole := "url --url=http://x/\nnetwork --bootproto=dhcp\n" + storage
-			require.Empty(t, r.Check([]byte(whole), "rhel7"))
+			s.complains(t, r, choice, c.complaint)
+			if c.disks == disks {
+				require.Contains(t, s.read("curl.body"), "; the disks: sda (500 GB), sdb (32 GB), sdc (500 GB), nvme0n1 (960 GB); "+
+					"passed over: sdd (16 GB, removable), sde (8 GB, read-only), sdf (2000 GB, on USB), sdg (500 GB, part of a firmware RAID)")
+			}
 		})
 	}
 }
 
-// A disk that is named is at the top level; %pre is there for its reports, and for what it leaves running.
-func TestNamedDiskIsAtTheTop(t *testing.T) {
+// Several paths to a LUN are one disk, and Anaconda gets what multipath makes of them.
+func TestPreKnowsPaths(t *testing.T) {
 	r := newRenderer(t)
-	in := input("centos-7.9", "knode1")
-	in.Machine.Install.Disk = "/dev/disk/by-id/ata-SSD_S3Z9NB0K1"
-	text, err := r.Render(in)
-	require.NoError(t, err)
-	require.Contains(t, string(text), "\nignoredisk --only-use=disk/by-id/ata-SSD_S3Z9NB0K1\n")
-	require.NotContains(t, string(text), "\n%include")
-	s := newSandbox(t)
-	out, status := s.run(script(t, r, in, "%pre"))
-	require.Zero(t, status, out)
-	require.Equal(t, "the disk is disk/by-id/ata-SSD_S3Z9NB0K1", s.told()[0].Text)
+	const twoLUNs = "sda 500" + gb + " disk 0 0\nsdb 500" + gb + " disk 0 0\nsdc 500" + gb + " disk 0 0\nsdd 900" + gb + " disk 0 0\nsde 900" + gb + " disk 0 0\n"
+	array := func(t *testing.T) *sandbox {
+		s := newSandbox(t)
+		s.write("disks", twoLUNs)
+		for disk, lun := range map[string]string{"sda": "1", "sdb": "1", "sdc": "1", "sdd": "2", "sde": "2"} {
+			s.write("udev/"+disk, "ID_WWN=0x600508b1001c0000\nID_WWN_WITH_EXTENSION=0x600508b1001c0000000000000000000"+lun+"\nID_SERIAL=3600508b"+lun+"\n")
+			s.write("dev/"+disk, "")
+		}
+		return s
+	}
+	t.Run("started by %pre", func(t *testing.T) {
+		s := array(t)
+		s.write("multipath", "sda disk\nmpatha mpath\n")
+		s.chooses(t, r, "smallest", "mpatha", "centos_knode1")
+		require.Contains(t, s.read("calls"), "mpathconf --find_multipaths y --user_friendly_names y --with_multipathd y")
+	})
+	for _, disk := range []string{"sdb", "serial:3600508b1", "wwn:0x600508b1001c00000000000000000001", "mapper/mpatha"} {
+		t.Run("running, "+disk, func(t *testing.T) {
+			s := array(t)
+			s.write("mapped/dev/sda", "sda disk\nmpatha mpath\nmpatha1 part\n")
+			s.write("dev/dm-0", "")
+			s.write("sys/block/dm-0/dm/uuid", "mpath-3600508b1\n")
+			s.write("sys/block/dm-0/slaves/sda", "")
+			s.write("sys/block/dm-0/slaves/sdb", "")
+			require.NoError(t, os.MkdirAll(filepath.Join(s.root, "dev/mapper"), 0o755))
+			require.NoError(t, os.Symlink("../dm-0", filepath.Join(s.root, "dev/mapper/mpatha")))
+			s.chooses(t, r, disk, "mpatha", "centos_knode1")
+			require.False(t, s.exists("calls"), "multipath runs already")
+		})
+	}
+	t.Run("none made", func(t *testing.T) {
+		array(t).complains(t, r, "smallest", "sda sdb sdc are paths to one disk, of which multipath makes no device")
+	})
+	t.Run("two LUNs", func(t *testing.T) {
+		array(t).complains(t, r, "", "there are several disks (sda sdd): install.disk says which")
+	})
+}
+
+// The volume group is the machine's own, whatever groups there are on disks that are not touched.
+func TestPreNamesTheVolumeGroup(t *testing.T) {
+	r := newRenderer(t)
+	const three = "sda 500" + gb + " disk 0 0\nsdb 900" + gb + " disk 0 0\nsdc 900" + gb + " disk 0 0\n"
+	for name, c := range map[string]struct {
+		vgs       map[string]string
+		group     string
+		complaint string
+	}{
+		"none":             {nil, "centos_knode1", ""},
+		"on the disk":      {map[string]string{"sda": "  centos_knode1 UU-1 0\n"}, "centos_knode1", ""},
+		"another's":        {map[string]string{"sdb": "  centos_kmaster UU-1 0\n  centos UU-2 0\n"}, "centos_knode1", ""},
+		"an older disk's":  {map[string]string{"sdb": "  centos_knode1 UU-1 0\n"}, "centos_knode1_2", ""},
+		"two older disks'": {map[string]string{"sdb": "  centos_knode1 UU-1 0\n", "sdc": "  data UU-2 0\n  centos_knode1_2 UU-3 0\n"}, "centos_knode1_3", ""},
+		"a copy":           {map[string]string{"sda": "  centos_knode1 UU-1 0\n", "sdb": "  centos_knode1 UU-1 0\n"}, "centos_knode1_2", ""},
+		"a disk gone":      {map[string]string{"sda": "  data UU-1 1\n", "sdb": "  other UU-2 1\n"}, "centos_knode1", ""},
+		"over two disks":   {map[string]string{"sda": "  old UU-3 0\n  data UU-1 1\n", "sdc": "  data UU-1 1\n"}, "", "the volume group data is on sda and on sdc, which is not to be touched: remove it (vgremove data), or choose another disk"},
+		"over other two":   {map[string]string{"sdb": "  data UU-1 1\n", "sdc": "  data UU-1 1\n"}, "centos_knode1", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := newSandbox(t)
+			s.write("disks", three)
+			for disk, text := range c.vgs {
+				s.write("vgs/"+disk, text)
+			}
+			if c.complaint != "" {
+				s.complains(t, r, "smallest", c.complaint)
+				return
+			}
+			s.chooses(t, r, "smallest", "sda", c.group)
+		})
+	}
+}
+
+// A disk that is named is looked for as well, so that its absence is heard of; with and without reports.
+func TestEveryDiskIsLookedFor(t *testing.T) {
+	r := newRenderer(t)
+	for _, disk := range []string{"", "sda", "/dev/disk/by-id/ata-SSD_S3Z9NB0K1", "serial:x", ">=40G smallest"} {
+		for _, url := range []string{"", "https://10.10.10.1:8443"} {
+			in := input("centos-7.9", "knode1")
+			in.Machine.Install.Disk, in.Callback.URL = disk, url
+			text, err := r.Render(in)
+			require.NoError(t, err)
+			require.Contains(t, string(text), "\n%include /tmp/rackstrap-storage.ks\n")
+			require.Contains(t, string(text), "\n%pre -")
+			require.NotContains(t, string(text), "\nignoredisk", "only %pre knows the disk")
+		}
+	}
+}
+
+// A volume group has a name that LVM takes, and no two machines' groups have the same one.
+func TestVolumeGroupsAreTheMachinesOwn(t *testing.T) {
+	seen := map[string]bool{}
+	for _, machine := range []string{"kmaster", "knode1", "rack-1-node-2", "a", strings.Repeat("x", 63), "1"} {
+		name := volumeGroup("centos", machine)
+		require.Regexp(t, `^[a-zA-Z0-9+_.][a-zA-Z0-9+_.-]{0,126}$`, name)
+		require.NotContains(t, name, "-", "it would be doubled in /dev/mapper")
+		require.False(t, seen[name])
+		seen[name] = true
+	}
 }

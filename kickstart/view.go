@@ -33,8 +33,7 @@ type view struct {
 	Hosts              string // the lines of a hosts file
 
 	Disk        inventory.Disk
-	DiskWord    string // the disk's name, or what %pre puts it in place of
-	VolumeGroup string
+	VolumeGroup string // of the machine's own, for a disk of another machine may be put in beside
 	BootArgs    []string
 
 	Packages       map[string][]string
@@ -101,7 +100,7 @@ func newView(in Input, p *profile) (*view, error) {
 		NTP: c.Network.NTP, Timezone: o.Timezone, Medium: in.Medium,
 		RootHash: o.RootPasswordHash, Keys: o.SSHAuthorizedKeys,
 		SELinux: cmp.Or(o.SELinux, "permissive"),
-		Disk:    disk, DiskWord: cmp.Or(disk.Name, "@DISK@"), VolumeGroup: p.VolumeGroup, BootArgs: slices.Concat(p.BootArgs, o.BootArgs),
+		Disk:    disk, VolumeGroup: volumeGroup(p.VolumeGroup, m.Name), BootArgs: slices.Concat(p.BootArgs, o.BootArgs),
 		Packages: p.Packages, ExtraPackages: o.ExtraPackages, Kubernetes: kubernetes(c.Cluster.KubernetesVersion),
 		Kernel: cmp.Or(o.Kernel, inventory.KernelStock), VendorRepos: p.VendorRepos,
 		SandboxImage: cmp.Or(o.SandboxImage, c.Cluster.ImageRepository+"/"+p.SandboxImage),
@@ -139,6 +138,12 @@ func newView(in Input, p *profile) (*view, error) {
 		return nil, err
 	}
 	return v, v.callback(in)
+}
+
+// volumeGroup is the name of a machine's volume group (lvm(8): letters, digits and +_.-; a hyphen would be doubled in
+// /dev/mapper).
+func volumeGroup(prefix, machine string) string {
+	return prefix + "_" + strings.ReplaceAll(machine, "-", "_")
 }
 
 // netmask is the length of a prefix in the form that kickstart wants.

@@ -186,7 +186,7 @@ func TestRenderedKickstarts(t *testing.T) {
 		storage := ""
 		for line := range strings.Lines(string(text)) {
 			if rest, ok := strings.CutPrefix(line, "|"); ok && strings.Contains("ignoredisk zerombr clearpart reqpart part volgroup logvol bootloader", strings.Fields(rest + " -")[0]) {
-				storage += strings.ReplaceAll(rest, "@DISK@", "sda")
+				storage += strings.NewReplacer("@DISK@", "sda", "@GROUP@", "centos_knode1").Replace(rest)
 			}
 		}
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "tmp", "rackstrap-storage.ks"), []byte(storage), 0o600))

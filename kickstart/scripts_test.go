@@ -366,10 +366,13 @@ func TestEveryDiskIsLookedFor(t *testing.T) {
 func TestVolumeGroupsAreTheMachinesOwn(t *testing.T) {
 	seen := map[string]bool{}
 	for _, machine := range []string{"kmaster", "knode1", "rack-1-node-2", "a", strings.Repeat("x", 63), "1"} {
-		name := volumeGroup("centos", machine)
+		name, err := volumeGroup("centos", machine)
+		require.NoError(t, err)
 		require.Regexp(t, `^[a-zA-Z0-9+_.][a-zA-Z0-9+_.-]{0,126}$`, name)
 		require.NotContains(t, name, "-", "it would be doubled in /dev/mapper")
 		require.False(t, seen[name])
 		seen[name] = true
 	}
+	_, err := volumeGroup("centos", `a\`)
+	require.Error(t, err)
 }

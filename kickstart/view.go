@@ -100,12 +100,15 @@ func newView(in Input, p *profile) (*view, error) {
 		NTP: c.Network.NTP, Timezone: o.Timezone, Medium: in.Medium,
 		RootHash: o.RootPasswordHash, Keys: o.SSHAuthorizedKeys,
 		SELinux: cmp.Or(o.SELinux, "permissive"),
-		Disk:    disk, VolumeGroup: volumeGroup(p.VolumeGroup, m.Name), BootArgs: slices.Concat(p.BootArgs, o.BootArgs),
+		Disk:    disk, BootArgs: slices.Concat(p.BootArgs, o.BootArgs),
 		Packages: p.Packages, ExtraPackages: o.ExtraPackages, Kubernetes: kubernetes(c.Cluster.KubernetesVersion),
 		Kernel: cmp.Or(o.Kernel, inventory.KernelStock), VendorRepos: p.VendorRepos,
 		SandboxImage: cmp.Or(o.SandboxImage, c.Cluster.ImageRepository+"/"+p.SandboxImage),
 		Docker:       o.Docker, Kdump: o.Kdump, DockerMirrors: o.RegistryMirrors["docker.io"],
 		CNI: c.Cluster.CNI, PostScripts: o.PostScripts,
+	}
+	if v.VolumeGroup, err = volumeGroup(p.VolumeGroup, m.Name); err != nil {
+		return nil, err
 	}
 	if v.Hosts, err = hosts(c); err != nil {
 		return nil, err
@@ -142,8 +145,12 @@ func newView(in Input, p *profile) (*view, error) {
 
 // volumeGroup is the name of a machine's volume group (lvm(8): letters, digits and +_.-; a hyphen would be doubled in
 // /dev/mapper).
-func volumeGroup(prefix, machine string) string {
-	return prefix + "_" + strings.ReplaceAll(machine, "-", "_")
+func volumeGroup(prefix, machine string) (string, error) {
+	group, err := name(prefix + "_" + strings.ReplaceAll(machine, "-", "_"))
+	if err != nil {
+		return "", fmt.Errorf("the volume group of the machine %w", err)
+	}
+	return group, nil
 }
 
 // netmask is the length of a prefix in the form that kickstart wants.

@@ -160,7 +160,7 @@ machines:
 }
 
 // plantedHash is the root password of the tests' machines.
-const plantedHash = "$6$rounds=4096$plantedsalt$aVeryLongHashThatNobodyShallSeeInALogOrAnEvent0123456789abcdefghijklmnopqrstuvwxyz"
+const plantedHash = "$6$rounds=4096$plantedsalt$aVeryLongHashThatNobodyShallSeeInALogOrAnEvent0123456789abcdefghijklmnopqrstuvwxyzABCD"
 
 // start runs the daemon until it is ready.
 func (r *agentRack) start() {

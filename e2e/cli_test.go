@@ -179,7 +179,7 @@ func TestRenderDiff(t *testing.T) {
 		require.Equal(t, 1, strings.Count(string(text), old), old)
 		require.NoError(t, os.WriteFile(config, []byte(strings.Replace(string(text), old, new, 1)), 0o600))
 	}
-	add("machines:", "install: {profile: centos-7.9, root_password_hash: \"$6$saltsalt$topsecret\", proxy: \"http://u:topsecret@p.lab:3128\"}\nmachines:")
+	add("machines:", "install: {profile: centos-7.9, root_password_hash: \"$6$saltsalt$"+strings.Repeat("x", 77)+"topsecret\", proxy: \"http://u:topsecret@p.lab:3128\"}\nmachines:")
 	do := func(args ...string) string { return rackstrap(t, append([]string{"--config", config}, args...)...) }
 	out, err := tryRackstrap(t, "--config", config, "render", "kickstart", "--diff")
 	require.Equal(t, 1, exitCode(t, err), out)
@@ -192,7 +192,7 @@ func TestRenderDiff(t *testing.T) {
 	require.Equal(t, "m1: no change\n", do("render", "kickstart", "m1", "--diff"))
 	require.Contains(t, do("render", "kickstart", "m1"), "topsecret", "the file's own, for who can read the file")
 
-	add("topsecret\"", "topsecret2\"")
+	add("xtopsecret\"", "topsecret2\"")
 	add("u:topsecret@", "u:topsecret3@")
 	add("10.20.1.2, role", "10.20.1.2, kernel: lt, role")
 	text, err := os.ReadFile(config)
@@ -201,7 +201,7 @@ func TestRenderDiff(t *testing.T) {
 	diff := do("render", "kickstart", "--diff")
 	require.NotContains(t, diff, "topsecret")
 	require.Contains(t, diff, "4 of 4 machines change\n")
-	require.Regexp(t, `\n-rootpw --iscrypted "\$6\$hidden\$[0-9a-f]{8}"\n\+rootpw --iscrypted "\$6\$hidden\$[0-9a-f]{8}"\n`, diff)
+	require.Regexp(t, `\n-rootpw --iscrypted "\$6\$hidden\$[0-9a-f]{8}\.{78}"\n\+rootpw --iscrypted "\$6\$hidden\$[0-9a-f]{8}\.{78}"\n`, diff)
 	require.Contains(t, diff, "kickstart of m9\n--- /dev/null\n+++ "+config+"\n")
 	one := do("render", "kickstart", "m1", "--diff")
 	require.Contains(t, one, "--- "+config+" (in force)\n+++ "+config+"\n")

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -238,28 +239,128 @@ func TestPowerLossDuringPost(t *testing.T) {
 	require.Equal(t, 2, after.Record.Tries)
 }
 
-// One whose %post fails shows the failing line, and is left alone after the attempts that are configured.
-func TestFailingPost(t *testing.T) {
+// fault is what goes wrong with the installation of one machine, and what `status` shows of it.
+type fault struct{ keys, reason string }
+
+// withFaults is the reference configuration with other machines, one for each fault, and two installations for each.
+func withFaults(t *testing.T, faults map[string]fault) (config string, names []string) {
+	t.Helper()
+	for name := range faults {
+		names = append(names, name)
+	}
+	slices.Sort(names)
+	list := ""
+	for i, name := range names {
+		role := "worker"
+		if i == 0 {
+			role = "control-plane"
+		}
+		list += fmt.Sprintf("\n  - {name: %s, mac: \"52:54:00:00:00:8%d\", ip: 10.10.10.8%d, role: %s, %s}", name, i, i, role, faults[name].keys)
+	}
+	text := string(inventory.Reference())
+	head, _, found := strings.Cut(text, "\nmachines:")
+	require.True(t, found)
+	head = strings.Replace(head, "  # attempts: 3 ", "  attempts: 2 ", 1)
+	path := filepath.Join(t.TempDir(), "rackstrap.yaml")
+	require.NoError(t, os.WriteFile(path, []byte(head+"\nmachines:"+list+"\n"), 0o600))
+	return path, names
+}
+
+// Whatever stops an installation is seen within seconds, with its cause; the machine reboots by itself as long as it has
+// tries, and then stays in its installer, held, until `reinstall` makes it reboot.
+func TestInstallationsThatStop(t *testing.T) {
 	needDirectories(t)
-	config := edited(t, map[string]string{
-		"  # attempts: 3 ": "  attempts: 2 ",
-		"  # boot_args:":   "  post_scripts: [\"#!/bin/bash\\nset -e\\nls /nowhere\\n\"]\n  # boot_args:",
+	faults := map[string]fault{
+		"gone":     {`disk: vdz`, "%pre failed: there is no disk vdz"},
+		"package":  {`kernel_args: [rackstrap.fault=package]`, "Anaconda stopped: CmdlineError: Missing package: rackstrap-fault"},
+		"post":     {`post_scripts: ["#!/bin/bash\nset -e\nls /nowhere\n"]`, "cannot access '/nowhere'"},
+		"pre":      {`disk: ">1T"`, "%pre failed: no disk fits >1T"},
+		"storage":  {`kernel_args: [rackstrap.fault=storage]`, "Anaconda stopped: storage configuration failed: Unable to allocate requested partition scheme."},
+		"storage9": {`profile: rocky-9, kernel_args: [rackstrap.fault=storage]`, "Unable to allocate requested partition scheme."},
+		"package9": {`profile: rocky-9, kernel_args: [rackstrap.fault=package]`, `Anaconda stopped: DNF marking error: MarkingErrors("rackstrap-fault")`},
+		"broken":   {`kernel_args: [rackstrap.fault=exception]`, "Anaconda stopped: RuntimeError: rackstrap.fault=exception"},
+	}
+	config, names := withFaults(t, faults)
+	l, _ := labUp(t, "e2estop", "--config", config, "--off")
+	t.Run("machines", func(t *testing.T) {
+		for i, name := range names {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				own := *l
+				own.t = t
+				own.directory(name, i).stopsTwice(faults[name].reason)
+			})
+		}
 	})
-	l, _ := labUp(t, "e2efail", "--config", config, "--off")
-	m := l.directory("knode1", 1)
+}
+
+func (m *directoryMachine) stopsTwice(reason string) {
+	t := m.t
 	for try := 1; try <= 2; try++ {
 		require.NotEmpty(t, m.args, "attempt %d", try)
-		out, err := m.install()
-		require.Error(t, err)
-		require.Contains(t, out, "rackstrap-lab: FAILED %post")
-		failed := l.machine("knode1")
-		require.Equal(t, "failed", string(failed.State))
-		require.Equal(t, try, failed.Record.Tries)
+		said := &testenv.Buffer{}
+		installer := m.installer(t.Context())
+		installer.Stdout, installer.Stderr = said, said
+		installer.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+		require.NoError(t, installer.Start())
+		ended := make(chan error, 1)
+		go func() { ended <- installer.Wait() }()
+		t.Cleanup(func() {
+			syscall.Kill(-installer.Process.Pid, syscall.SIGKILL) // the group that we started
+			if t.Failed() {
+				t.Logf("attempt %d:\n%s", try, said.String())
+			}
+		})
+		var stopped time.Time
+		require.Eventually(t, func() bool {
+			if stopped.IsZero() && strings.Contains(said.String(), "rackstrap-lab: FAILED") {
+				stopped = time.Now()
+			}
+			now := m.machine(m.name)
+			return now.State == lifecycle.Failed && now.Record.Tries == try
+		}, 8*time.Minute, 100*time.Millisecond)
+		if !stopped.IsZero() {
+			require.Less(t, time.Since(stopped), 20*time.Second)
+		}
+		require.Contains(t, m.machine(m.name).Record.Failure.Reason, reason)
+		if try == 2 {
+			require.Eventually(t, func() bool { return strings.Contains(m.do("events", m.name), "its installer stays") }, time.Minute, time.Second)
+			require.Equal(t, lifecycle.ActionHold, m.machine(m.name).Action)
+			require.Empty(t, ended, "it stands there")
+			m.do("reinstall", m.name)
+		}
+		select {
+		case err := <-ended:
+			require.Error(t, err)
+		case <-time.After(time.Minute):
+			require.Fail(t, "the machine has not rebooted")
+		}
 		m.boot()
 	}
-	require.Empty(t, m.args, "it is held: there have been two attempts")
-	require.Contains(t, l.do("status"), "cannot access '/nowhere'")
-	require.Contains(t, l.do("events", "knode1"), "cannot access '/nowhere'")
+	require.NotEmpty(t, m.args, "armed anew")
+	require.Contains(t, m.do("events", m.name), "it reboots by itself, for the next installation")
+}
+
+// The same on machines with firmware and disk, of both kinds: they boot from the network again, and install again.
+func TestStopsOnDisks(t *testing.T) {
+	needDirectories(t)
+	faults := map[string]fault{
+		"gone":    {`disk: vdz`, `vdz`},
+		"storage": {`kernel_args: [rackstrap.fault=storage]`, "Anaconda stopped: storage configuration failed: Unable to allocate requested partition scheme."},
+	}
+	config, names := withFaults(t, faults)
+	l, _ := labUp(t, "e2estopdisk", "--config", config, "--firmware", "bios,uefi")
+	for _, name := range names {
+		require.Eventually(t, func() bool {
+			return l.machine(name).State == lifecycle.Failed && l.machine(name).Record.Tries == 2
+		}, 15*time.Minute, time.Second, name)
+		require.Contains(t, l.machine(name).Record.Failure.Reason, faults[name].reason)
+		require.Equal(t, lifecycle.ActionHold, l.machine(name).Action)
+		require.Eventually(t, func() bool { return strings.Contains(l.do("events", name), "its installer stays") }, time.Minute, time.Second)
+		require.Contains(t, l.do("events", name), "it reboots by itself, for the next installation")
+	}
+	l.do("reinstall", "gone")
+	require.Eventually(t, func() bool { return l.machine("gone").Record.Tries == 1 }, 8*time.Minute, time.Second, "it has rebooted, and installs")
 }
 
 // Done-when 1 of the installation: three machines, each with a firmware of its own, are installed onto their disks,

@@ -111,28 +111,76 @@ func (s *Server) apply(ctx context.Context, name string, e api.Event, byAgent bo
 	return echo.NewHTTPError(http.StatusBadRequest, "kind: installed, failed or progress")
 }
 
+// waitOf is how long a caller waits for its answer, and sees to it that the connection lasts: net/http's limits are for
+// calls that are answered at once; with its ReadTimeout over, it would take the client for gone.
+func waitOf(c echo.Context) (time.Duration, error) {
+	text := c.QueryParam("wait")
+	if text == "" {
+		text = "0"
+	}
+	seconds, err := strconv.Atoi(text)
+	if err != nil || seconds < 0 {
+		return 0, echo.NewHTTPError(http.StatusBadRequest, "wait is a number of seconds")
+	}
+	wait := maxWait
+	if seconds < int(maxWait/time.Second) {
+		wait = time.Duration(seconds) * time.Second
+	}
+	conn := http.NewResponseController(c.Response())
+	return wait, errors.Join(conn.SetReadDeadline(time.Time{}), conn.SetWriteDeadline(time.Now().Add(wait+answerTimeout)))
+}
+
+// lookEvery is how often the verdict of an installation is derived while a machine waits for it.
+const lookEvery = 500 * time.Millisecond
+
+// installation answers a machine in its installer, once there is something else to do than to go on. It is no sign of life:
+// what asks goes on asking while Anaconda stands at a prompt. The token of a superseded attempt cannot be checked any more,
+// and the answer to it is no secret.
+func (s *Server) installation(c echo.Context, who caller) error {
+	wait, err := waitOf(c)
+	if err != nil {
+		return err
+	}
+	name, ctx := who.machine.Name, c.Request().Context()
+	if err := s.o.Rack.CheckSecret(name, who.attempt, who.secret); err != nil && !errors.Is(err, lifecycle.ErrSuperseded) {
+		return err
+	}
+	look := time.NewTicker(lookEvery)
+	defer look.Stop()
+	over := time.After(wait)
+	for {
+		v := s.o.Rack.Verdict(name, who.attempt)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-over:
+		default:
+			if v == lifecycle.GoOn && wait > 0 {
+				select {
+				case <-look.C:
+				case <-ctx.Done():
+				}
+				continue
+			}
+		}
+		s.o.Rack.Asked(name, who.attempt, v)
+		return c.JSON(http.StatusOK, api.Installation{Next: string(v)})
+	}
+}
+
 // work answers a question for work, at once or when there is some.
 func (s *Server) work(c echo.Context, who caller) error {
-	seconds := 0
-	if text := c.QueryParam("wait"); text != "" {
-		var err error
-		if seconds, err = strconv.Atoi(text); err != nil || seconds < 0 {
-			return echo.NewHTTPError(http.StatusBadRequest, "wait is a number of seconds")
-		}
+	wait, err := waitOf(c)
+	if err != nil {
+		return err
 	}
-	q := cluster.Question{Name: who.machine.Name, Attempt: who.attempt, Wait: min(time.Duration(seconds)*time.Second, maxWait)}
+	q := cluster.Question{Name: who.machine.Name, Attempt: who.attempt, Wait: wait}
 	if text := c.Request().Header.Get(api.HeaderClock); text != "" {
 		clock, err := time.Parse(time.RFC3339, text)
 		if err != nil {
 			return echo.NewHTTPError(http.StatusBadRequest, api.HeaderClock+" is a time of RFC 3339")
 		}
 		q.Clock = clock
-	}
-	// net/http's limits are for calls that are answered at once; with its ReadTimeout over, it would take the
-	// client for gone.
-	conn := http.NewResponseController(c.Response())
-	if err := errors.Join(conn.SetReadDeadline(time.Time{}), conn.SetWriteDeadline(time.Now().Add(q.Wait+answerTimeout))); err != nil {
-		return err
 	}
 	s.metrics.polls.Inc()
 	defer s.metrics.polls.Dec()

@@ -121,14 +121,62 @@ func TestFailureIsReportedAndRetried(t *testing.T) {
 	require.NotContains(t, d.Reason, "\x1b")
 }
 
+// A machine in its installer learns at once that its installation has failed, and what is next.
+func TestVerdictOfAnInstallation(t *testing.T) {
+	p := newPlane(t)
+	ask := func(attempt int, secret, wait string) (next string, status int) {
+		t.Helper()
+		req, err := http.NewRequest(http.MethodGet, p.url+"kmaster/installation?wait="+wait, nil)
+		require.NoError(t, err)
+		req.Header.Set("Authorization", "Bearer "+secret)
+		req.Header.Set(api.HeaderAttempt, fmt.Sprint(attempt))
+		resp, err := p.client.Do(req)
+		require.NoError(t, err)
+		defer resp.Body.Close()
+		var answer api.Installation
+		if resp.StatusCode == http.StatusOK {
+			require.NoError(t, json.NewDecoder(resp.Body).Decode(&answer))
+		}
+		return answer.Next, resp.StatusCode
+	}
+	var secret string
+	var attempt int
+	for try := 1; try <= 3; try++ {
+		secret, attempt = p.install(t)
+		next, _ := ask(attempt, secret, "0")
+		require.Equal(t, "go-on", next)
+		answer := make(chan string, 1)
+		go func() {
+			next, _ := ask(attempt, secret, "20")
+			answer <- next
+		}()
+		time.Sleep(300 * time.Millisecond)
+		require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, api.Event{Attempt: attempt, Kind: "failed", Phase: "post", Text: "x"}))
+		begun := time.Now()
+		require.Equal(t, map[bool]string{true: "stay", false: "reboot"}[try == 3], <-answer)
+		require.Less(t, time.Since(begun), 5*time.Second)
+	}
+	_, status := ask(attempt, strings.Repeat("0", 64), "0")
+	require.Equal(t, http.StatusUnauthorized, status)
+	_, status = ask(attempt, secret, "-1")
+	require.Equal(t, http.StatusBadRequest, status)
+	_, err := p.rack.Reinstall(t.Context(), "kmaster")
+	require.NoError(t, err)
+	next, _ := ask(attempt, secret, "20")
+	require.Equal(t, "reboot", next, "from the prompt where it stood")
+}
+
 // What `status` shows is the line that failed; the tail of the log is in the timeline.
 func TestFailureNamesTheLine(t *testing.T) {
 	for name, c := range map[string]struct{ phase, tail, want string }{
 		"%post":           {"post", "rackstrap: packages\npackage kubeadm-1.28.2 is not installed\nrackstrap: failed at: rpm --query \"$package\" (status 1)\n", `%post failed at: rpm --query "$package" (status 1): package kubeadm-1.28.2 is not installed`},
 		"a silent one":    {"post", "rackstrap: swap\nrackstrap: failed at: false (status 1)\n", "%post failed at: false (status 1)"},
 		"%post's own":     {"post", "x\nrackstrap: the appliance has no agent for riscv64\n", "%post failed: the appliance has no agent for riscv64"},
-		"%pre":            {"pre", "no disk is >=1T; the disks: sda (500 GB)\n", "%pre failed: no disk is >=1T; the disks: sda (500 GB)"},
+		"%pre":            {"pre", "no disk fits >=1T; the disks: sda (500 GB)\n", "%pre failed: no disk fits >=1T; the disks: sda (500 GB)"},
 		"Anaconda":        {"install", "10:00:00,1 INFO anaconda: x\n10:00:01,2 ERR packaging: No such group: core\n10:00:02,3 DEBUG blivet: y\n", "install failed: 10:00:01,2 ERR packaging: No such group: core"},
+		"a killed one":    {"post", "rackstrap: packages\nkilled by signal 9\n", "%post failed: killed by signal 9 (at: packages)"},
+		"the shell's":     {"post", "rackstrap: swap\n/tmp/ks-script-x: line 9: x: unbound variable\n", "%post failed: /tmp/ks-script-x: line 9: x: unbound variable (at: swap)"},
+		"a traceback":     {"install", "10:00:01,2 ERR anaconda: x\n10:00:02,1 CRT exception: Traceback (most recent call last):\n\n  File \"a\", line 1\n\nKeyError: 'sda'\n10:00:03,1 INF main: y\n", "install failed: KeyError: 'sda'"},
 		"something else":  {"install", "a\nb\n\n", "install failed: b"},
 		"nothing":         {"", " \n", "installation failed; it left no log"},
 		"a long line":     {"post", strings.Repeat("y", 9000), "%post failed: " + strings.Repeat("y", maxReason) + "…"},

@@ -438,8 +438,8 @@ func TestDocument(t *testing.T) {
 	slices.Sort(served)
 	slices.Sort(described)
 	require.Equal(t, served, described)
-	require.Len(t, served, 5)
-	for _, name := range []string{"Exchange", "Facts", "Credential", "Event", "Work", "Image", "Waiting", "Result", "Error"} {
+	require.Len(t, served, 6)
+	for _, name := range []string{"Exchange", "Facts", "Credential", "Event", "Installation", "Work", "Image", "Waiting", "Result", "Error"} {
 		require.Contains(t, doc.Components.Schemas, name)
 	}
 

@@ -2,6 +2,8 @@ package firstboot
 
 import (
 	"fmt"
+	"regexp"
+	"slices"
 	"strings"
 
 	"rackstrap/firstboot/api"
@@ -9,11 +11,14 @@ import (
 )
 
 // The installer's own words, which the kickstart's scripts write to their logs: `rackstrap: failed at: COMMAND
-// (status 1)` by the trap of %post, `rackstrap: no disk is …` by %pre.
+// (status 1)` by the trap of %post, `rackstrap: no disk fits …` by %pre.
 const (
 	ownWords = "rackstrap: "
 	failedAt = ownWords + "failed at: "
 )
+
+// exception is the line of a traceback of Python's that says what happened.
+var exception = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_.]*(Error|Exception|Exit)\b`)
 
 // maxReason bounds what `status` shows of a failure; the rest of the log's tail is an event.
 const maxReason = 300
@@ -29,26 +34,31 @@ func failureOf(phase, tail string) string {
 	}
 	last := func(words ...string) int {
 		for i := len(said) - 1; i >= 0; i-- {
-			for _, w := range words {
-				if strings.Contains(said[i], w) {
-					return i
-				}
+			if slices.ContainsFunc(words, func(w string) bool { return strings.Contains(said[i], w) }) {
+				return i
 			}
 		}
 		return -1
 	}
 	reason := ""
-	if i := last(failedAt); i >= 0 {
+	switch i := last(ownWords); {
+	case i >= 0 && strings.Contains(said[i], failedAt):
 		reason = strings.TrimPrefix(said[i], ownWords)
 		if i > 0 && !strings.HasPrefix(said[i-1], ownWords) {
 			reason += ": " + said[i-1]
 		}
-	} else if i := last(ownWords); i >= 0 {
+	case i >= 0 && i == len(said)-1:
 		reason = strings.TrimPrefix(said[i], ownWords)
-	} else if i := last(" CRIT ", " ERR "); i >= 0 { // as Anaconda's logs say it
-		reason = said[i]
-	} else if len(said) > 0 {
+	case i >= 0: // it was killed, or the shell ended it, at the step that the own words name
+		reason = said[len(said)-1] + " (at: " + strings.TrimPrefix(said[i], ownWords) + ")"
+	case len(said) > 0:
 		reason = said[len(said)-1]
+		if i := last(" CRIT ", " CRT ", " ERR "); i >= 0 { // as the logs of EL7's and EL9's Anaconda say it
+			reason = said[i]
+		}
+		if i := slices.IndexFunc(said, exception.MatchString); i >= 0 && strings.Contains(reason, "Traceback ") {
+			reason = said[i]
+		}
 	}
 	if phase = printable(phase); phase == "" {
 		phase = "installation"

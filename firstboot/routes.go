@@ -38,6 +38,8 @@ func operations() []operation {
 			api.Exchange{}, map[int]any{200: api.Credential{}}, nil, (*Server).exchange},
 		{http.MethodPost, "/events", "reportEvent", "Report what happens on the machine", true,
 			api.Event{}, map[int]any{204: nil}, nil, (*Server).event},
+		{http.MethodGet, "/installation", "getInstallation", "Ask what a machine in its installer is to do next", true,
+			nil, map[int]any{200: api.Installation{}}, map[string]string{"wait": "how long to wait for something else than going on, in seconds, 0 to 60"}, (*Server).installation},
 		{http.MethodGet, "/work", "getWork", "Ask for work, and wait for it", false,
 			nil, map[int]any{200: api.Work{}, 202: api.Waiting{}}, map[string]string{"wait": "how long to wait for work, in seconds, 0 to 60"}, (*Server).work},
 		{http.MethodPost, "/work/:id/result", "reportResult", "Report how a work ended", false,

@@ -220,6 +220,7 @@ func (f *flat) install(at string, in Install) {
 	f.put(at+".kernel", in.Kernel)
 	f.put(at+".selinux", in.SELinux)
 	f.put(at+".docker", in.Docker)
+	f.put(at+".kdump", in.Kdump)
 	f.put(at+".sandbox_image", in.SandboxImage)
 	for _, host := range slices.Sorted(maps.Keys(in.RegistryMirrors)) {
 		var all value

@@ -79,9 +79,33 @@ func (d *Disk) word(word string) error {
 		if !diskName.MatchString(name) || strings.Contains(name, "..") {
 			return fmt.Errorf("%q is not the name of a disk", word)
 		}
+		for _, other := range notDisks {
+			if m := other.name.FindStringSubmatch(name); m != nil {
+				return fmt.Errorf("%q is %s", word, other.is(m[1:]))
+			}
+		}
 		d.Name = name
 	}
 	return nil
+}
+
+// notDisks are names of block devices that nothing can be installed on, and what they are.
+var notDisks = []struct {
+	name *regexp.Regexp
+	is   func(groups []string) string
+}{
+	{regexp.MustCompile(`^(disk/by-(?:id|path)/.+)-part[0-9]+$`), partitionOf},
+	{regexp.MustCompile(`^((?:s|h|v|xv|das)d[a-z]+)[0-9]+$`), partitionOf},
+	{regexp.MustCompile(`^((?:nvme[0-9]+n|mmcblk|nbd|md|pmem|rbd|loop|(?:cciss|ida|rd)/c[0-9]+d)[0-9]+)p[0-9]+$`), partitionOf},
+	{regexp.MustCompile(`^disk/by-((?:part)?(?:uuid|label))/`), func(g []string) string {
+		return "what is on a disk, and is erased with it: disk/by-id/… or disk/by-path/… names the disk"
+	}},
+	{regexp.MustCompile(`^(nvme[0-9]+|mmcblk[0-9]+(?:boot[0-9]+|rpmb))$`), func([]string) string { return "no disk, but a part of one that cannot be installed on" }},
+	{regexp.MustCompile(`^(?:sr|scd|fd|loop|ram|zram|nbd)[0-9]+$`), func([]string) string { return "not a disk that can be installed on" }},
+}
+
+func partitionOf(groups []string) string {
+	return fmt.Sprintf("a partition: the whole disk is erased, which is %s", groups[0])
 }
 
 var (
@@ -131,10 +155,13 @@ func (d *Disk) limit(word string) error {
 	return nil
 }
 
-// String is the choice as it was written, for people.
+// Rule is the choice as it was written; "" for the only disk.
+func (d Disk) Rule() string { return d.text }
+
+// String is the choice for people.
 func (d Disk) String() string {
 	if d.text == "" {
-		return "the only one"
+		return "the only disk"
 	}
 	return d.text
 }

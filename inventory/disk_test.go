@@ -33,6 +33,37 @@ func TestParseDisk(t *testing.T) {
 	}
 }
 
+// What is no whole disk is refused with what it is.
+func TestNotDisks(t *testing.T) {
+	for text, want := range map[string]string{
+		"sda1":                       "a partition: the whole disk is erased, which is sda",
+		"/dev/nvme0n1p1":             "which is nvme0n1",
+		"mmcblk0p2":                  "which is mmcblk0",
+		"vda12":                      "which is vda",
+		"xvdb1":                      "which is xvdb",
+		"dasda1":                     "which is dasda",
+		"cciss/c0d0p1":               "which is cciss/c0d0",
+		"disk/by-id/ata-SSD_1-part3": "which is disk/by-id/ata-SSD_1",
+		"/dev/disk/by-path/pci-0000:00:1f.2-ata-1-part1": "which is disk/by-path/pci-0000:00:1f.2-ata-1",
+		"disk/by-uuid/c1b9d5a2":                          "what is on a disk",
+		"disk/by-label/root":                             "what is on a disk",
+		"disk/by-partuuid/1":                             "what is on a disk",
+		"nvme0":                                          "no disk",
+		"mmcblk0boot0":                                   "no disk",
+		"sr0":                                            "not a disk",
+		"loop0":                                          "not a disk",
+		"loop0p1":                                        "which is loop0",
+	} {
+		_, err := ParseDisk(text)
+		require.ErrorContains(t, err, want, text)
+	}
+	for _, text := range []string{"sda", "sdaa", "nvme0n1", "nvme10n12", "mmcblk0", "vda", "cciss/c0d0", "dasda", "md126", "mapper/mpatha",
+		"disk/by-id/ata-QEMU_HARDDISK_part-1", "disk/by-id/wwn-0x5000c500a1b2c3d4", "disk/by-id/dm-uuid-mpath-3600508b1", "disk/by-path/pci-0000:00:1f.2-ata-1"} {
+		_, err := ParseDisk(text)
+		require.NoError(t, err, text)
+	}
+}
+
 func FuzzParseDisk(f *testing.F) {
 	for _, seed := range []string{"", "sda", "/dev/disk/by-id/x", "serial:x", "wwn:0x1", ">=40G smallest", "<1Ti largest"} {
 		f.Add(seed)

@@ -19,6 +19,7 @@ func prepared(t testing.TB) string {
   kernel: lt
   selinux: enforcing
   docker: false
+  kdump: true
   sandbox_image: registry.lab:5000/pause:3.9
   registry_mirrors:
     docker.io: [http://mirror.lab:5000]
@@ -46,7 +47,7 @@ func TestPreparedHasEveryKey(t *testing.T) {
 	want.RegistryMirrors = map[string][]string{"docker.io": {"http://mirror.lab:5000"}, "ghcr.io": {"https://a.lab", "https://b.lab/x"}}
 	want.Proxy, want.BootArgs, want.ExtraPackages = "http://user:topsecret@proxy.lab:3128", []string{"quiet"}, []string{"tmux", "glibc.i686"}
 	want.PostScripts = []Script{{Name: "post_scripts[0]", Text: "#!/bin/sh\necho topsecret\n"}}
-	want.Timeout, want.Stall = 90*time.Minute, 10*time.Minute
+	want.Kdump, want.Timeout, want.Stall = true, 90*time.Minute, 10*time.Minute
 	require.Equal(t, want, c.Install)
 	require.Equal(t, c.Install, c.Machines[0].Install, "inherited")
 	require.Equal(t, "file:///etc/KEY http://mirror.lab/KEY", c.Install.Repos["docker-ce"].GPGKey)
@@ -84,6 +85,7 @@ func TestFaultsOfThePreparation(t *testing.T) {
 		{"  kernel: lt", "  kernel: rt", `@: install.kernel: "rt" is not one of stock, lt, ml`},
 		{"  selinux: enforcing", "  selinux: off", `@: install.selinux: "off" is not one of enforcing, permissive, disabled`},
 		{"  docker: false", "  docker: no", "@: install.docker: must be true or false"},
+		{"  kdump: true", "  kdump: 128M", "@: install.kdump: must be true or false"},
 		{"registry.lab:5000/pause:3.9", "https://registry.lab/pause", `@: install.sandbox_image: "https://registry.lab/pause" is not an image, such as registry.example.org/pause:3.9`},
 		{"    docker.io: [http://mirror.lab:5000]", "    Docker.io: [http://mirror.lab:5000]", "@: install.registry_mirrors.Docker.io: is not the host of a registry in lower case: docker.io, registry.example.org:5000"},
 		{"    docker.io: [http://mirror.lab:5000]", "    ../etc: [http://mirror.lab:5000]", "@: install.registry_mirrors.../etc: is not the host of a registry in lower case: docker.io, registry.example.org:5000"},
@@ -175,6 +177,7 @@ func TestDiffOfThePreparation(t *testing.T) {
 		{"    ghcr.io: [https://a.lab, https://b.lab/x]\n", "    ghcr.io: [https://u:topsecret@a.lab]\n"},
 		{"file:///etc/KEY http://mirror.lab/KEY", "none"},
 		{"  docker: false", "  docker: true"},
+		{"  kdump: true", "  kdump: false"},
 		{"  stall: 10m", "  stall: 5m"},
 	} {
 		text = edit(t, text, e[0], e[1])
@@ -185,6 +188,7 @@ func TestDiffOfThePreparation(t *testing.T) {
 	require.Equal(t, []string{
 		"install.repos.docker-ce: changed",
 		"install.docker: false -> true",
+		"install.kdump: true -> false",
 		"install.registry_mirrors.ghcr.io: https://a.lab https://b.lab/x -> https://u:xxxxx@a.lab",
 		"install.proxy: changed",
 		"install.post_scripts: changed",

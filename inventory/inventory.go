@@ -135,6 +135,7 @@ type Install struct {
 	Kernel          string              // of Kernel…
 	SELinux         string              // enforcing, permissive or disabled
 	Docker          bool                // Docker CE beside containerd
+	Kdump           bool                // the kernel's dumps, for which it reserves memory
 	SandboxImage    string              // of pods; "" for the profile's, out of the cluster's image repository
 	RegistryMirrors map[string][]string // by registry host: URLs that are tried before it
 	Proxy           string              // URL, for packages and images; may hold a password; "" for none

@@ -78,6 +78,7 @@ type rawInstall struct {
 	Kernel          string              `mapstructure:"kernel"`
 	SELinux         string              `mapstructure:"selinux"`
 	Docker          bool                `mapstructure:"docker"`
+	Kdump           bool                `mapstructure:"kdump"`
 	SandboxImage    string              `mapstructure:"sandbox_image"`
 	RegistryMirrors map[string][]string `mapstructure:"registry_mirrors"`
 	Proxy           string              `mapstructure:"proxy"`
@@ -151,6 +152,7 @@ func defaults() map[string]any {
 		"install.kernel":                 KernelStock,
 		"install.selinux":                "permissive",
 		"install.docker":                 true,
+		"install.kdump":                  false,
 		"install.timeout":                "60m",
 		"install.stall":                  "15m",
 		"cluster.name":                   "lab",

@@ -147,7 +147,7 @@ func (t *typer) install(path string, raw rawInstall, own func(key string) bool) 
 		RootPasswordHash: raw.RootPasswordHash, SSHAuthorizedKeys: raw.SSHAuthorizedKeys,
 		KernelArgs: raw.KernelArgs, Attempts: raw.Attempts,
 		SecureBoot: raw.SecureBoot, SecureBootDir: raw.SecureBootDir, LocalBoot: LocalBoot(raw.LocalBoot),
-		Kernel: raw.Kernel, SELinux: raw.SELinux, Docker: raw.Docker, SandboxImage: raw.SandboxImage,
+		Kernel: raw.Kernel, SELinux: raw.SELinux, Docker: raw.Docker, Kdump: raw.Kdump, SandboxImage: raw.SandboxImage,
 		RegistryMirrors: raw.RegistryMirrors, Proxy: raw.Proxy, BootArgs: raw.BootArgs, ExtraPackages: raw.ExtraPackages,
 	}
 	check := func(key string, ok bool, format string, args ...any) {

@@ -80,7 +80,7 @@ func TestPostRefusesAnotherAgent(t *testing.T) {
 	require.NotZero(t, status)
 	require.Contains(t, out, `rackstrap: failed at: sha256sum --check`)
 	require.False(t, s.exists("local/bin/rackstrap"))
-	require.NotContains(t, s.read("calls"), "event.json", "nothing is reported as installed")
+	require.Contains(t, s.read("curl.body"), `"kind":"failed"`, "nothing is reported as installed")
 }
 
 func TestPostOfAnotherArchitecture(t *testing.T) {

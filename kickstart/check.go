@@ -129,7 +129,7 @@ func (c *checker) read(text []byte) {
 			}
 		case first == "" || first[0] == '#':
 		case first[0] == '%':
-			c.problem(n, "there is no section %s in %s", first, c.syntax.Title)
+			c.problem(n, "there is no section %s in %s%s", first, c.syntax.Title, c.syntax.hint(first))
 		default:
 			c.command(n, l)
 		}
@@ -158,7 +158,22 @@ func (c *checker) open(n int, l string) *Section {
 	for _, fault := range c.syntax.check(name, c.syntax.Sections[name], words[1:]) {
 		c.problem(n, "%s", fault)
 	}
+	if name == "%addon" && len(words) > 1 {
+		c.addon(n, words[1], words[2:])
+	}
 	return &Section{Name: name, Args: words[1:], Line: n}
+}
+
+// addon checks what follows %addon: EL9 refuses a name that it does not know, EL7 overlooks it.
+func (c *checker) addon(n int, name string, words []string) {
+	g, known := c.syntax.Addons[name]
+	if !known {
+		c.problem(n, "%%addon: there is no add-on %s in %s", strconv.Quote(name), c.syntax.Title)
+		return
+	}
+	for _, fault := range c.syntax.check(name, g, words) {
+		c.problem(n, "%%addon %s", fault)
+	}
 }
 
 func (c *checker) command(n int, l string) {

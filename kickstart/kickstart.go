@@ -60,12 +60,19 @@ func New(profiles fs.FS) (*Renderer, error) {
 	if err != nil {
 		return nil, err
 	}
+	zones, err := readZones(profiles)
+	if err != nil {
+		return nil, err
+	}
 	for _, file := range files {
 		s := &syntax{}
 		if err := readYAML(profiles, file, s); err != nil {
 			return nil, err
 		}
 		if err := s.prepare(); err != nil {
+			return nil, fmt.Errorf("%s: %w", file, err)
+		}
+		if err := s.Values.prepare(zones); err != nil {
 			return nil, fmt.Errorf("%s: %w", file, err)
 		}
 		r.syntaxes[strings.TrimSuffix(file, ".syntax.yaml")] = s
@@ -124,7 +131,11 @@ func (r *Renderer) view(in Input) (*profile, *view, error) {
 		return nil, nil, fmt.Errorf("there is no profile %q; there are: %s", in.Machine.Install.Profile, strings.Join(r.Profiles(), ", "))
 	}
 	v, err := newView(in, p)
-	return p, v, err
+	if err != nil {
+		return nil, nil, err
+	}
+	s := r.syntaxes[p.Syntax]
+	return p, v, s.Values.check(in.Machine.Install, s.Title)
 }
 
 func (p *profile) execute(v *view) ([]byte, error) {

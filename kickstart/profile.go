@@ -24,8 +24,9 @@ type profile struct {
 	Title        string                 `yaml:"title"`
 	Syntax       string                 `yaml:"syntax"`        // of the installer: <syntax>.syntax.yaml
 	Release      string                 `yaml:"release"`       // what yum and dnf call $releasever
-	VolumeGroup  string                 `yaml:"volume_group"`  // holds the root file system
+	VolumeGroup  string                 `yaml:"volume_group"`  // what the name of the one with the root file system begins with
 	BootArgs     []string               `yaml:"boot_args"`     // kernel arguments of the installed system
+	Sysctl       map[string][]string    `yaml:"sysctl"`        // settings of the kernel, by kernel
 	VendorRepos  []string               `yaml:"vendor_repos"`  // prefixes of repository files that are put out of use
 	SandboxImage string                 `yaml:"sandbox_image"` // below the cluster's image repository
 	Reads        Reads                  `yaml:"reads"`         // not rendered

@@ -23,6 +23,13 @@ func (s *sandbox) told() (reports []told) {
 	return reports
 }
 
+// event is the report that was sent last, progress apart.
+func (s *sandbox) event() (e told) {
+	s.t.Helper()
+	require.NoError(s.t, json.Unmarshal([]byte(s.read("curl.body")), &e), s.read("curl.body"))
+	return e
+}
+
 type told struct {
 	Attempt, Percent  int
 	Kind, Phase, Text string
@@ -89,7 +96,7 @@ func TestPreReportsTheDisk(t *testing.T) {
 	in.Machine.Install.Disk = ">=40G"
 	out, status := s.run(script(t, newRenderer(t), in, "%pre"))
 	require.Zero(t, status, out)
-	require.Equal(t, []told{{3, 50, "progress", "pre", "looking for the disk that is >=40G"}, {3, 100, "progress", "pre", "vda is >=40G"}}, s.told())
+	require.Equal(t, []told{{3, 50, "progress", "pre", "looking for the disk: >=40G"}, {3, 100, "progress", "pre", "the disk is vda"}}, s.told())
 }
 
 // While a step takes long, the appliance goes on hearing of it.

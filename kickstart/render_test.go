@@ -31,7 +31,8 @@ var update = flag.Bool("update", false, "write the golden files anew")
 
 const (
 	testSecret = "2b7e151628aed2a6abf7158809cf4f3c"
-	testHash   = "$6$saltsalt$Jm0nAbC.dEfGhIjKlMnOpQrStUvWxYz0123456789/abcdefghijklm"
+	testHash   = "$6$saltsalt$Jm0nAbC.dEfGhIjKlMnOpQrStUvWxYz0123456789/abcdefghijklmnopqrstuvwxyzABCDEFGHI.JKL/...."
+	testLogin  = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8g" // the public key of nobody
 )
 
 // testKey is a key of a repository, as far as anybody here looks.
@@ -78,7 +79,7 @@ func fullInput(profile string) Input {
 	in.Config.Network.Domain = "rack.lab"
 	in.Config.Network.NTP = append(in.Config.Network.NTP, "10.10.10.1")
 	in.Machine.Install.RootPasswordHash = testHash
-	in.Machine.Install.SSHAuthorizedKeys = []string{"ssh-ed25519 AAAAC3NzaC1lZDI1NTE5 it's me <me@example.org>"}
+	in.Machine.Install.SSHAuthorizedKeys = []string{testLogin + " it's me <me@example.org>"}
 	in.Machine.Install.Repos = map[string]inventory.Repo{
 		"kubernetes": {URL: "https://upstream.example.org/$basearch/", Via: inventory.ViaAppliance},
 		"ours":       {URL: "https://rpm.example.org/ours/"},
@@ -150,7 +151,7 @@ func TestReportIsTheLastAction(t *testing.T) {
 	for _, s := range r.Sections(text, "rhel7") {
 		if s.Name == "%post" {
 			lines := strings.Split(strings.TrimSpace(s.Body), "\n")
-			require.Contains(t, lines[len(lines)-1], "| report installed post")
+			require.Equal(t, "conclude post $? /root/rackstrap-post.log", lines[len(lines)-1])
 			return
 		}
 	}
@@ -183,7 +184,7 @@ func TestRefused(t *testing.T) {
 		"script from DOS": {func(in *Input) {
 			in.Machine.Install.PostScripts = []inventory.Script{{Name: "x", Text: "#!/bin/sh\r\n"}}
 		}, "line 1 holds a control character"},
-		"key with a newline": {func(in *Input) { in.Machine.Install.SSHAuthorizedKeys = []string{"ssh-rsa A\nssh-rsa B"} }, "control character"},
+		"key with a newline": {func(in *Input) { in.Machine.Install.SSHAuthorizedKeys = []string{testLogin + " a\n" + testLogin} }, "control character"},
 		"group":              {func(in *Input) { in.Machine.Install.ExtraPackages = []string{"--nogpgcheck"} }, "is not the name of a package"},
 	} {
 		t.Run(name, func(t *testing.T) {

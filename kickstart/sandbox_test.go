@@ -25,14 +25,19 @@ type sandbox struct {
 // standIns take the place of the programs of an installer, and of an installed system. All that they are
 // asked is appended to /calls.
 var standIns = map[string]string{
-	"yum":       `echo "yum $*" >>/calls; [ ! -e /slow ] || bash /slow "$@"; case " $* " in *" $(cat /missing 2>/dev/null) "*) echo "No package available." ;; esac`,
-	"rpm":       `echo "rpm $*" >>/calls; case "$*" in *--queryformat*) echo /boot/vmlinuz-5.4.278-1.el7.elrepo.x86_64 ;; *) [ "$2" != "$(cat /missing 2>/dev/null)" ] || { echo "package $2 is not installed"; exit 1; } ;; esac`,
-	"systemctl": `echo "systemctl $*" >>/calls`,
-	"grubby":    `echo "grubby $*" >>/calls; case $1 in --set-default=*) echo "${1#*=}" >/default ;; *) cat /default ;; esac`,
-	"lsblk":     `case "$*" in *--raw*) cat /disks ;; *) echo "(table)" ;; esac`,
-	"udevadm":   `for a; do case $a in --name=/dev/*) cat "/udev/${a#--name=/dev/}" ;; esac; done`,
-	"sleep":     `[ "$1" != 11 ] || exec /usr/bin/sleep $([ -e /fast ] && echo 0.01 || echo 11); echo "sleep $*" >>/calls`,
-	"curl": `case $* in *progress*) echo "curl $*" >>/calls.progress ;; *) echo "curl $*" >>/calls ;; esac
+	"yum":        `echo "yum $*" >>/calls; [ ! -e /slow ] || bash /slow "$@"; case " $* " in *" $(cat /missing 2>/dev/null) "*) echo "No package available." ;; esac`,
+	"rpm":        `echo "rpm $*" >>/calls; case "$*" in *--queryformat*) echo /boot/vmlinuz-5.4.278-1.el7.elrepo.x86_64 ;; *) [ "$2" != "$(cat /missing 2>/dev/null)" ] || { echo "package $2 is not installed"; exit 1; } ;; esac`,
+	"systemctl":  `echo "systemctl $*" >>/calls`,
+	"grubby":     `echo "grubby $*" >>/calls; case $1 in --set-default=*) echo "${1#*=}" >/default ;; *) cat /default ;; esac`,
+	"mpathconf":  `echo "mpathconf $*" >>/calls; if [ -e /multipath ]; then mkdir -p /mapped/dev; cp /multipath /mapped/dev/sda; fi`,
+	"vgs":        `[[ "$*" =~ \^/dev/([a-z0-9]+)\(p ]] && cat "/vgs/${BASH_REMATCH[1]}"`,
+	"restorecon": `echo "restorecon $*" >>/calls; [ ! -e /unlabelled ]`,
+	"lsblk":      `case "$*" in *--raw*NAME,TYPE*) cat "/mapped${@: -1}" 2>/dev/null || true ;; *--raw*) cat /disks ;; *) echo "(table)" ;; esac`,
+	"tmux":       `case $1 in list-panes) [ -e /console ] && echo 1 || echo 0 ;; *) cat /console ;; esac`,
+	"udevadm":    `for a; do case $a in --name=/dev/*) cat "/udev/${a#--name=/dev/}" 2>/dev/null ;; esac; done`,
+	"sleep":      `[ "$1" != 2 ] || exec /usr/bin/sleep 2; [ "$1" != 11 ] || exec /usr/bin/sleep $([ -e /fast ] && echo 0.01 || echo 11); echo "sleep $*" >>/calls`,
+	"curl": `case $* in */installation*) echo ask >>/asked; cat /verdict; exit ;; esac
+case $* in *progress*) echo "curl $*" >>/calls.progress ;; *) echo "curl $*" >>/calls ;; esac
 refuse=/refuse
 while [ $# -gt 0 ]; do
   case $1 in
@@ -50,7 +55,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 n=$(cat $refuse 2>/dev/null || echo 0)
-[ "$n" -eq 0 ] || { echo $((n - 1)) >$refuse; exit 22; }`,
+[ "$n" -eq 0 ] || { echo $((n - 1)) >$refuse; exit 22; }
+printf 204`,
 }
 
 func newSandbox(t *testing.T) *sandbox {
@@ -75,6 +81,7 @@ func newSandbox(t *testing.T) *sandbox {
 	s.write("lib/modules/3.10.0-1160.el7.x86_64/kernel/nf_conntrack_ipv4.ko.xz", "")
 	s.write("dev/null", "")
 	s.write("agent", testAgent)
+	s.write("verdict", `{"next":"go-on"}200`)
 	for name, text := range standIns {
 		s.write("stand-ins/"+name, "#!/bin/bash\n"+text+"\n")
 		require.NoError(t, os.Chmod(filepath.Join(s.root, "stand-ins", name), 0o755))
@@ -101,10 +108,13 @@ func (s *sandbox) exists(name string) bool {
 	return err == nil
 }
 
+// ksScript is where Anaconda writes a script before it runs it, and leaves it.
+const ksScript = "tmp/ks-script-3fGk2p"
+
 // run runs a script and returns what it printed and its exit status.
 func (s *sandbox) run(script string) (output string, status int) {
 	s.t.Helper()
-	s.write("script", script)
+	s.write(ksScript, script)
 	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "unshare", "--mount", "--net", "--pid", "--fork", "--kill-child", "--propagation=private", "bash", "-euc", `
@@ -113,7 +123,7 @@ mount -o remount,bind,ro "$1/usr"
 mount --bind "$1/local" "$1/usr/local"
 mount --bind /dev/null "$1/dev/null"
 mount -t proc none "$1/proc"
-exec chroot "$1" /usr/bin/env -i PATH=/stand-ins:/usr/bin:/usr/sbin HOME=/root LC_ALL=C.UTF-8 /bin/bash /script`, "sandbox", s.root)
+exec chroot "$1" /usr/bin/env -i PATH=/stand-ins:/usr/bin:/usr/sbin HOME=/root LC_ALL=C.UTF-8 /bin/bash "/$2"`, "sandbox", s.root, ksScript)
 	out, err := cmd.CombinedOutput()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {

@@ -29,7 +29,7 @@ var (
 		// of their own names, or nearly
 		"bash", "sh", "grep", "egrep", "fgrep", "sed", "awk", "gawk", "find", "xargs", "curl", "tar", "gzip", "gunzip", "zcat", "xz", "ip", "rpm",
 		"modprobe", "lsmod", "rmmod", "depmod", "efibootmgr", "ethtool", "chronyd", "chronyc", "nmcli", "tmux",
-		"lvm", "vgs", "pvs", "lvs", "vgchange", "vgscan", "pvscan", "dmsetup", "multipath", "mdadm", "parted", "sgdisk",
+		"lvm", "vgs", "pvs", "lvs", "vgchange", "vgscan", "pvscan", "dmsetup", "multipath", "mpathconf", "mdadm", "parted", "sgdisk",
 		"smartctl", "hdparm", "lspci", "lsusb", "dmidecode", "ipmitool", "ps", "pgrep", "pkill", "free", "sysctl",
 	}
 	inStage2 = map[string][]string{

@@ -33,8 +33,7 @@ type view struct {
 	Hosts              string // the lines of a hosts file
 
 	Disk        inventory.Disk
-	DiskWord    string // the disk's name, or what %pre puts it in place of
-	VolumeGroup string
+	VolumeGroup string // of the machine's own, for a disk of another machine may be put in beside
 	BootArgs    []string
 
 	Packages       map[string][]string
@@ -42,22 +41,26 @@ type view struct {
 	Kubernetes     []string // packages with their versions
 	Kernel         string
 	KernelPackages []string
+	Sysctl         []string
 	VendorRepos    []string
 	Repos          []repo
 
 	SandboxImage  string
 	Mirrors       []mirror
 	Docker        bool
+	Kdump         bool
 	DockerMirrors []string
 	Proxy         string
 	NoProxy       []string
 	CNI           string
 
 	PostScripts []inventory.Script
-	Callback    *Callback // nil: report nothing
-	Server      string    // URL of the node plane, without a slash at its end
-	Role        string
-	Agents      []Agent // none without Callback
+	Callback    *Callback // nil: report nothing; its URL is the machine's own on the node plane
+
+	AttemptHeader string // of HTTP, as a line
+	Server        string // URL of the node plane, without a slash at its end
+	Role          string
+	Agents        []Agent // none without Callback
 }
 
 type repo struct {
@@ -97,12 +100,15 @@ func newView(in Input, p *profile) (*view, error) {
 		NTP: c.Network.NTP, Timezone: o.Timezone, Medium: in.Medium,
 		RootHash: o.RootPasswordHash, Keys: o.SSHAuthorizedKeys,
 		SELinux: cmp.Or(o.SELinux, "permissive"),
-		Disk:    disk, DiskWord: cmp.Or(disk.Name, "@DISK@"), VolumeGroup: p.VolumeGroup, BootArgs: slices.Concat(p.BootArgs, o.BootArgs),
+		Disk:    disk, BootArgs: slices.Concat(p.BootArgs, o.BootArgs),
 		Packages: p.Packages, ExtraPackages: o.ExtraPackages, Kubernetes: kubernetes(c.Cluster.KubernetesVersion),
 		Kernel: cmp.Or(o.Kernel, inventory.KernelStock), VendorRepos: p.VendorRepos,
 		SandboxImage: cmp.Or(o.SandboxImage, c.Cluster.ImageRepository+"/"+p.SandboxImage),
-		Docker:       o.Docker, DockerMirrors: o.RegistryMirrors["docker.io"],
+		Docker:       o.Docker, Kdump: o.Kdump, DockerMirrors: o.RegistryMirrors["docker.io"],
 		CNI: c.Cluster.CNI, PostScripts: o.PostScripts,
+	}
+	if v.VolumeGroup, err = volumeGroup(p.VolumeGroup, m.Name); err != nil {
+		return nil, err
 	}
 	if v.Hosts, err = hosts(c); err != nil {
 		return nil, err
@@ -119,7 +125,7 @@ func newView(in Input, p *profile) (*view, error) {
 	if !slices.Contains(p.kernels(), v.Kernel) {
 		return nil, fmt.Errorf("kernel: %q is not one of %s", v.Kernel, strings.Join(p.kernels(), ", "))
 	}
-	v.KernelPackages = p.Packages[v.Kernel]
+	v.KernelPackages, v.Sysctl = p.Packages[v.Kernel], p.Sysctl[v.Kernel]
 	for i, s := range o.PostScripts {
 		if !strings.HasPrefix(s.Text, "#!/") {
 			return nil, fmt.Errorf("post_scripts[%d] has no interpreter in its first line (#!/bin/bash)", i)
@@ -135,6 +141,16 @@ func newView(in Input, p *profile) (*view, error) {
 		return nil, err
 	}
 	return v, v.callback(in)
+}
+
+// volumeGroup is the name of a machine's volume group (lvm(8): letters, digits and +_.-; a hyphen would be doubled in
+// /dev/mapper).
+func volumeGroup(prefix, machine string) (string, error) {
+	group, err := name(prefix + "_" + strings.ReplaceAll(machine, "-", "_"))
+	if err != nil {
+		return "", fmt.Errorf("the volume group of the machine %w", err)
+	}
+	return group, nil
 }
 
 // netmask is the length of a prefix in the form that kickstart wants.
@@ -306,7 +322,8 @@ func (v *view) callback(in Input) error {
 		}
 	}
 	v.Server, v.Role, v.Agents = strings.TrimSuffix(cb.URL, "/"), string(in.Machine.Role), cb.Agents
-	cb.URL = v.Server + "/api/v1/nodes/" + url.PathEscape(v.Name) + "/events"
+	cb.URL = v.Server + "/api/v1/nodes/" + url.PathEscape(v.Name)
+	v.AttemptHeader = fmt.Sprintf("Rackstrap-Attempt: %d", cb.Attempt)
 	v.Callback = &cb
 	return nil
 }

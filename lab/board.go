@@ -331,10 +331,8 @@ func (s stage) install(ctx context.Context) int {
 	outcome, err := installer.Run(ctx, installer.Options{
 		KernelArgs: s.KernelArgs, Root: s.Disk.Root, Interface: rackNIC, MAC: mac, Serial: s.Name, Console: os.Stdout,
 	})
-	if err != nil {
-		// Anaconda stops there, and a person presses the button. The board does, after a while.
-		say("the installation failed: reset in 30 s")
-		time.Sleep(30 * time.Second)
+	if err != nil { // it stood at Anaconda's prompt, and was rebooted
+		say("the installation failed: reset")
 		return exitReboot
 	}
 	if err := s.Disk.MarkInstalled(); err != nil {

@@ -41,6 +41,8 @@ type life struct {
 	state    State
 	progress Progress  // made in that attempt and state; zero: none
 	sign     time.Time // when it was last heard of, in whatever way
+	asked    time.Time // when its installer last asked for its verdict
+	told     told
 }
 
 func (l *lives) get(name string) *life {

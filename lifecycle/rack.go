@@ -445,6 +445,9 @@ func (r *Rack) Machines() []Status {
 				}
 			}
 			st.Action, st.Reason = d.Action, d.Reason
+			if where := r.standing(st.Record, r.lastBootSeen(st.Record)); where != "" {
+				st.Reason = where + "; " + st.Reason
+			}
 		}
 		all = append(all, st)
 	}

@@ -29,6 +29,7 @@ func (r *Rack) Watch(ctx context.Context) error {
 			return nil
 		case <-ticker.C:
 			r.failOverdue(ctx)
+			r.tellStanding()
 		}
 	}
 }
@@ -61,7 +62,7 @@ func (r *Rack) overdue(m inventory.Machine, rec Record) (reason string, yes bool
 	if p, ok := r.progress(rec); ok {
 		last = fmt.Sprintf("its last report was %q, %s ago", p.String(), now.Sub(p.At).Round(time.Second))
 	}
-	const advice = "look at its console; switched off and on it is tried again"
+	const advice = "look at its console"
 	switch total, silent := now.Sub(rec.Since), now.Sub(heard); {
 	case m.Install.Stall > 0 && silent >= m.Install.Stall:
 		return fmt.Sprintf("stalled: no sign of life of the installer for %s (install.stall); %s; %s", silent.Round(time.Second), last, advice), true

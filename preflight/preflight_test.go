@@ -39,7 +39,7 @@ func examine(t *testing.T, tree repotest.Tree, profile string, loaders map[strin
 	require.NoError(t, os.WriteFile(path, []byte(`server: {interface: eth1, address: 10.10.10.1}
 network: {subnet: 10.10.10.0/24}
 media: [{name: m, dir: medium}]
-install: {profile: `+profile+`, root_password_hash: "$6$saltsalt$abcdefgh"}
+install: {profile: `+profile+`, root_password_hash: "$6$saltsalt$xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx"}
 machines: [{name: kmaster, mac: "52:54:00:00:00:80", ip: 10.10.10.80, role: control-plane}]
 `), 0o600))
 	cfg, err := inventory.Load(path, nil)

@@ -11,7 +11,7 @@ expect() { # WHAT WANT HAVE
 }
 timeout 300 systemctl is-system-running --wait >/dev/null || true # kubelet waits for kubeadm: "degraded" may be right
 expect systemd systemd "$(cat /proc/1/comm)"
-expect root /dev/mapper/centos-root "$(findmnt --noheadings --output SOURCE,FSTYPE /)"
+expect root "/dev/mapper/centos_${name//-/_}-root" "$(findmnt --noheadings --output SOURCE,FSTYPE /)"
 expect boot xfs "$(findmnt --noheadings --output SOURCE,FSTYPE /boot)"
 expect 'host name' "$name" "$(hostname)"
 expect address "$address/24" "$(ip -4 -oneline addr show scope global | awk '{ print $2, $4 }')"

@@ -12,6 +12,7 @@ type message struct {
 	severity int    // 0 emergency to 7 debug; RFC 5424, section 6.2.1
 	tag      string // program: "anaconda", "packaging"; "" if it says none
 	text     string
+	bare     bool // it has no priority: a further line of the message before, or of nobody's
 }
 
 // noPriority is what a message without PRI has (RFC 3164, section 4.3.3: user, notice).
@@ -22,8 +23,8 @@ const noPriority = 13
 func parse(line []byte) message {
 	s := strings.TrimRight(string(line), "\r\n\x00")
 	s = strings.TrimSuffix(s, "#000") // Python's handler ends messages with NUL, which rsyslog passes on like this
-	pri, s := priority(s)
-	m := message{severity: pri & 7}
+	pri, s, given := priority(s)
+	m := message{severity: pri & 7, bare: !given}
 	if rest, ok := strings.CutPrefix(s, "1 "); ok {
 		if structured(rest, &m) {
 			return m
@@ -34,16 +35,16 @@ func parse(line []byte) message {
 }
 
 // priority takes `<13>` off.
-func priority(s string) (int, string) {
+func priority(s string) (n int, rest string, given bool) {
 	end := strings.IndexByte(s, '>')
 	if len(s) == 0 || s[0] != '<' || end < 2 || end > 4 {
-		return noPriority, s
+		return noPriority, s, false
 	}
 	n, err := strconv.Atoi(s[1:end])
 	if err != nil || n < 0 || n > 191 {
-		return noPriority, s
+		return noPriority, s, false
 	}
-	return n, s[end+1:]
+	return n, s[end+1:], true
 }
 
 // structured reads what follows the version in RFC 5424: TIMESTAMP HOSTNAME APP-NAME PROCID MSGID SD [MSG].

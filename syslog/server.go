@@ -225,6 +225,8 @@ func (s *Server) receive(conn net.Conn, who sender, file *logFile) {
 		broken = err != nil
 	}
 	keep(fmt.Sprintf("--- attempt %d, from %s", who.attempt, who.from))
+	failure := s.finder(who)
+	defer failure.end()
 	for {
 		line, err := stream.next()
 		if err != nil {
@@ -252,6 +254,7 @@ func (s *Server) receive(conn net.Conn, who sender, file *logFile) {
 		m.text = s.o.Rack.Redact(who.name, printable(m.text))
 		s.o.Rack.Alive(who.from)
 		s.packages(&who, m)
+		failure.line(m)
 		if m.tag != "" {
 			m.text = m.tag + ": " + m.text
 		}
@@ -270,6 +273,5 @@ func (s *Server) packages(who *sender, m message) {
 		return
 	}
 	who.tenth = percent / 10
-	mac, _ := s.o.Rack.MACByIP(who.from)
-	s.o.Rack.Observe(lifecycle.Event{MAC: mac, Machine: who.name, Attempt: who.attempt, Source: "syslog", Kind: "progress", Level: lifecycle.Info, Text: p.String()})
+	s.observe(*who, "progress", lifecycle.Info, p.String())
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -34,13 +35,10 @@ func labInstallerCommand() *cobra.Command {
 		}
 		o.Console = cmd.OutOrStdout()
 		outcome, err := installer.Run(cmd.Context(), o)
-		if err != nil {
+		if o.Handover == "" {
 			return err
 		}
-		if o.Handover == "" {
-			return nil
-		}
-		return outcome.End()
+		return errors.Join(err, outcome.End())
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.Root, "root", "", "install into this `DIR`, which holds the lab's system")

@@ -25,7 +25,7 @@ func maskMedia(cfg *inventory.Config) *inventory.Config {
 // passwords in URLs, stand words that are others when the secrets are. What a script holds is shown as it is.
 func maskInstall(in inventory.Install) inventory.Install {
 	if in.RootPasswordHash != "" {
-		in.RootPasswordHash = "$6$hidden$" + mask(in.RootPasswordHash)
+		in.RootPasswordHash = "$6$hidden$" + mask(in.RootPasswordHash) + strings.Repeat(".", 78) // as long as a real one
 	}
 	in.Proxy = maskURL(in.Proxy)
 	in.Repos = maps.Clone(in.Repos)

@@ -24,7 +24,7 @@ import (
 // rackWith parses a configuration with these repositories.
 func rackWith(t *testing.T, medium string, repos map[string]string) *inventory.Config {
 	t.Helper()
-	text := "server: {interface: eth1, address: 10.10.10.1}\nnetwork: {subnet: 10.10.10.0/24}\nmedia: [{name: m, dir: " + medium + "}]\ninstall:\n  root_password_hash: \"$6$saltsalt$abcdefgh\"\n  repos:\n"
+	text := "server: {interface: eth1, address: 10.10.10.1}\nnetwork: {subnet: 10.10.10.0/24}\nmedia: [{name: m, dir: " + medium + "}]\ninstall:\n  root_password_hash: \"$6$saltsalt$xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"\n  repos:\n"
 	for _, name := range []string{"base", "updates", "extras", "docker-ce", "kubernetes"} {
 		spec := repos[name]
 		if spec == "" {

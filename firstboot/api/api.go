@@ -3,11 +3,12 @@
 //
 //	POST exchange           Exchange  -> Credential   with the install token of the attempt as bearer
 //	POST events             Event     -> 204          with the install token (installer) or the credential (agent)
+//	GET  installation?wait=10 -> 200 Installation     with the install token; at once without wait, or once it has ended
 //	GET  work?wait=50       -> 200 Work, or 202 Waiting with Retry-After; at once without wait
 //	POST work/{id}/result   Result    -> 204
 //	PUT  logs/{log}         text      -> 204
 //
-// Every call but exchange carries the credential as bearer, and every call the header HeaderAttempt. The statuses:
+// Every call but exchange and installation carries the credential as bearer, and every call the header HeaderAttempt. The statuses:
 // 400 not understood, 401 bad token, 403 another address or MAC than the machine's own, 404 no such machine or work,
 // 409 not possible in this state, 410 a newer attempt has superseded this one, 413 too large, 429 too many calls,
 // 503 with Retry-After: a fault of the appliance. An agent gives up at 401, 403 and 410; it repeats everything else,
@@ -88,6 +89,12 @@ type Event struct {
 func Actions() []Action {
 	return []Action{Init, Join, JoinControlPlane, MintToken, DeleteToken, UploadCerts, CheckNode, ListNodes, DeleteNode, VerifyCluster,
 		Kubeconfig, Reset, Done}
+}
+
+// Installation is what a machine in its installer is to do next: "go-on", "reboot", "stay". The kickstart's shell looks for
+// the word.
+type Installation struct {
+	Next string `json:"next"`
 }
 
 // PhaseMeanwhile is that of a machine that brings in images while it waits, see Waiting.Meanwhile.

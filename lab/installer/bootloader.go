@@ -70,7 +70,7 @@ func (j *job) grubUEFI(ctx context.Context) error {
 	if _, err := j.target.run(ctx, "/usr/bin/efibootmgr", create, "--quiet", "--disk", j.disk.device(), "--part", fmt.Sprint(number),
 		"--label", "CentOS", "--loader", `\EFI\centos\grubx64.efi`); err != nil {
 		// Anaconda asks whether to go on; without an entry the machine still boots by EFI/BOOT.
-		j.log.line("anaconda", "WARN anaconda: %v", err)
+		j.log.line(severityWarn, "anaconda", "%v", err)
 	}
 	return nil
 }

@@ -246,7 +246,7 @@ func (j *job) setSecurity(context.Context) error {
 func (j *job) setServices(ctx context.Context) error {
 	for _, unit := range j.plan.disabled {
 		if out, err := j.target.run(ctx, "/usr/bin/systemctl", "disable", unit); err != nil {
-			j.log.line("anaconda", "INFO anaconda: services --disabled=%s: %v %s", unit, err, out)
+			j.log.line(severityInfo, "anaconda", "services --disabled=%s: %v %s", unit, err, out)
 		}
 	}
 	for _, unit := range j.plan.enabled {

@@ -58,6 +58,36 @@ func mountBelow(root string) error {
 	return nil
 }
 
+// powerOn makes all programs that the calling thread starts from now on those of one machine: they have a PID namespace,
+// which ends with its first process, and a reboot within it ends it (pid_namespaces(7)), and nothing else.
+func (j *job) powerOn() (powerOff func(), err error) {
+	first := j.lab.command(context.Background(), "/bin/sleep", "infinity")
+	first.SysProcAttr.Cloneflags, first.SysProcAttr.Pdeathsig = unix.CLONE_NEWPID, unix.SIGKILL
+	if err := first.Start(); err != nil {
+		return nil, fmt.Errorf("PID namespace: %w", err)
+	}
+	reset := make(chan struct{})
+	go func() {
+		first.Wait()
+		close(reset)
+	}()
+	j.reset = reset
+	powerOff = func() {
+		first.Process.Kill()
+		<-reset
+	}
+	fd, err := unix.Open(fmt.Sprintf("/proc/%d/ns/pid", first.Process.Pid), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err == nil {
+		err = unix.Setns(fd, unix.CLONE_NEWPID)
+		unix.Close(fd)
+	}
+	if err != nil {
+		powerOff()
+		return nil, fmt.Errorf("PID namespace: %w", err)
+	}
+	return powerOff, nil
+}
+
 // address gets one by DHCP for the interface, as dracut does with ip=dhcp and BOOTIF, and configures it. An
 // interface that has addresses already keeps them.
 func (j *job) address(ctx context.Context) error {

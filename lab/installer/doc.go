@@ -3,7 +3,9 @@
 //
 // It keeps to the installer's contract: kernel arguments, the order of its requests and their headers, %pre,
 // storage, %packages resolved against the medium's metadata, users, services and network, %post in a chroot,
-// %onerror, boot loader, reboot. Commands, options and sections that it does not know are errors, never
+// boot loader, reboot. When something fails, it stops as Anaconda of the kickstart's release does, in text or cmdline mode:
+// what is logged, whether %onerror runs, whether the machine waits for a key (see stopOf). The kernel argument
+// rackstrap.fault=storage|package|source|transaction|boot-loader|exception makes that happen. Commands, options and sections that it does not know are errors, never
 // ignored. docs/lab.md says what all this does not prove.
 //
 // It runs in two modes. On a machine with a disk the lab's initrd fetches kickstart and second stage, as dracut
@@ -20,7 +22,7 @@
 // There it does everything too (DHCP on the interface, the requests of the second stage, %pre, packages, %post,
 // %onerror) except for partitions, file systems and the boot loader, and it does not reboot: the outcome says
 // what the kickstart asks for. /proc, /sys, /dev, /run and /tmp are mounted below Root in a mount namespace of its
-// own. %pre and %post see one disk, sda of 20 GiB, whatever the host has. The kernel arguments are what the boot
+// own; its programs have a PID namespace, which a reboot by one of them ends. %pre and %post see one disk, sda of 20 GiB, whatever the host has. The kernel arguments are what the boot
 // script gives (`/boot/{mac}/ipxe`).
 //
 // In the installed system the same program is `yum` (see Tool): it reads /etc/yum.repos.d, resolves against the

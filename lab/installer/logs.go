@@ -5,13 +5,15 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 )
 
 // logs are Anaconda's log files, and the lines that it sends to inst.syslog.
 type logs struct {
-	system system
+	system  system
+	release release // 0, before the kickstart is known: as 7
 
 	mu     sync.Mutex
 	queue  chan string // nil: no server
@@ -27,8 +29,27 @@ const (
 
 func newLogs(s system) *logs { return &logs{system: s, opened: map[string]*os.File{}} }
 
-// line writes to /tmp/NAME.log and to the server.
-func (l *logs) line(name, format string, args ...any) {
+// Severities of RFC 5424, section 6.2.1.
+const (
+	severityCrit  = 2
+	severityErr   = 3
+	severityWarn  = 4
+	severityInfo  = 6
+	severityDebug = 7
+)
+
+// levels are the names of the severities in Anaconda's files, which EL9's calls otherwise.
+var (
+	levels  = map[int]string{severityCrit: "CRIT", severityErr: "ERR", severityWarn: "WARN", severityInfo: "INFO", severityDebug: "DEBUG"}
+	levels9 = map[int]string{severityCrit: "CRT", severityErr: "ERR", severityWarn: "WRN", severityInfo: "INF", severityDebug: "DBG"}
+)
+
+const local1 = 17 << 3 // ANACONDA_SYSLOG_FACILITY
+
+// line writes to /tmp/LOGGER.log and to the server. EL7's Anaconda sends `anaconda: text`, with the level in the priority
+// alone (anaconda_log.py); EL9's comes by the journal, `anaconda[1234]: anaconda: module: text` (anaconda_logging.py), and the
+// logger is "anaconda: module". Several lines of text are several lines on the wire: neither journal nor rsyslog escapes them.
+func (l *logs) line(severity int, logger, format string, args ...any) {
 	if l == nil {
 		return
 	}
@@ -36,6 +57,7 @@ func (l *logs) line(name, format string, args ...any) {
 	defer l.mu.Unlock()
 	now := time.Now()
 	text := fmt.Sprintf(format, args...)
+	name, _, _ := strings.Cut(logger, ":")
 	file := l.opened[name]
 	if file == nil {
 		path := l.system.path("/tmp/" + name + ".log")
@@ -44,21 +66,29 @@ func (l *logs) line(name, format string, args ...any) {
 		}
 	}
 	if file != nil {
-		fmt.Fprintf(file, "%s,%03d %s\n", now.Format("15:04:05"), now.Nanosecond()/1e6, text)
+		level := levels[severity]
+		if l.release == 9 {
+			level = levels9[severity]
+		}
+		fmt.Fprintf(file, "%s,%03d %s %s: %s\n", now.Format("15:04:05"), now.Nanosecond()/1e6, level, logger, text)
 	}
 	if l.queue == nil {
 		return
 	}
-	// rsyslog's traditional forward format; <142> is local1.info (RFC 3164, 4.1.1).
+	// rsyslog's traditional forward format (RFC 3164, 4.1).
 	host, _ := os.Hostname()
+	sender := logger
+	if l.release == 9 {
+		sender = "anaconda[1000]: " + logger
+	}
 	select {
-	case l.queue <- fmt.Sprintf("<142>%s %s %s: %s\n", now.Format(time.Stamp), host, name, text):
+	case l.queue <- fmt.Sprintf("<%d>%s %s %s: %s\n", local1|severity, now.Format(time.Stamp), host, sender, text):
 	default: // an installation is not to wait for its log
 	}
 }
 
 func (l *logs) files() []string {
-	return []string{"/tmp/anaconda.log", "/tmp/packaging.log", "/tmp/storage.log"}
+	return []string{"/tmp/anaconda.log", "/tmp/packaging.log", "/tmp/program.log", "/tmp/storage.log"}
 }
 
 // serve begins to send lines to a server, HOST or HOST:PORT, over TCP: Anaconda writes `*.* @@HOST:PORT`.

@@ -93,10 +93,15 @@ func (j *job) choose() ([]*pack, error) {
 		}
 	}
 	if len(missing) > 0 && !s.ignoreMissing {
-		return nil, fmt.Errorf("the medium does not have: %s", strings.Join(missing, ", "))
+		return nil, &missingError{missing}
 	}
 	return wanted, nil
 }
+
+// missingError is what %packages names and the medium does not have.
+type missingError struct{ names []string }
+
+func (e *missingError) Error() string { return strings.Join(e.names, ", ") }
 
 // installPackages has rpm install %packages.
 func (j *job) installPackages(ctx context.Context) error {
@@ -126,6 +131,6 @@ func (j *job) installPackages(ctx context.Context) error {
 	n := 0
 	return j.target.fetchAndInstall(ctx, fresh, func(*pack, string) error { return nil }, func(name string) {
 		n++
-		j.log.line("packaging", "INFO packaging: Installing %s (%d/%d)", name, n, len(fresh))
+		j.log.line(severityInfo, "packaging", "Installing %s (%d/%d)", name, n, len(fresh))
 	})
 }

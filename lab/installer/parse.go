@@ -49,6 +49,7 @@ type kickstart struct {
 	commands []line
 	packages selection
 	scripts  []script
+	addons   []line // their first lines, from the name on
 }
 
 func (k *kickstart) of(kind string) (found []script) {
@@ -176,7 +177,10 @@ func (p *parser) section(at line) (open *line, body *script, err error) {
 		s := &p.into.packages
 		s.given, s.ignoreMissing, s.noCore = true, s.ignoreMissing || o.has("--ignoremissing"), s.noCore || o.has("--nocore")
 		return &at, nil, nil
-	case kind == "addon" || kind == "anaconda":
+	case kind == "addon" && len(at.words) > 1:
+		p.into.addons = append(p.into.addons, line{place: at.place, words: at.words[1:]})
+		return &at, nil, nil
+	case kind == "anaconda":
 		return &at, nil, nil
 	}
 	return nil, nil, at.fault("unknown section")

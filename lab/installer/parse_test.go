@@ -25,6 +25,8 @@ reboot
 %packages
 @core
 %end
+%addon com_redhat_kdump --disable
+%end
 `
 
 func planOf(t *testing.T, text string) (*plan, error) {
@@ -53,14 +55,41 @@ func TestPlan(t *testing.T) {
 	require.Equal(t, "root", p.lvs[0].name)
 }
 
+// The add-on for dumps reserves memory unless it is told not to.
+func TestKdump(t *testing.T) {
+	for given, want := range map[string]string{
+		"":                            "quiet crashkernel=auto",
+		"--enable":                    "quiet crashkernel=auto",
+		"--enable --reserve-mb=auto":  "quiet crashkernel=auto",
+		"--enable --reserve-mb='128'": "quiet crashkernel=128M",
+		"--reserve-mb=128M":           "quiet crashkernel=128M",
+		"--disable":                   "quiet",
+	} {
+		ks, err := parse("ks.cfg", []byte("bootloader --append=quiet\n%addon com_redhat_kdump "+given+"\n%end\n"), "/nonexistent", false)
+		require.NoError(t, err)
+		p, err := understand(ks)
+		require.NoError(t, err)
+		require.Equal(t, want, p.loader.args, given)
+	}
+	ks, err := parse("ks.cfg", []byte("bootloader --append=quiet\n"), "/nonexistent", false)
+	require.NoError(t, err)
+	p, err := understand(ks)
+	require.NoError(t, err)
+	require.Equal(t, "quiet crashkernel=auto", p.loader.args, "without a word")
+}
+
 // What Anaconda refuses, and what the stand-in cannot do, is refused with its place: nothing is ignored.
 func TestWhatIsRefused(t *testing.T) {
 	for text, want := range map[string]string{
-		"autopart --noswap":          "ks.cfg:1: autopart: unknown command",
-		"sshkey --username=root x":   "sshkey: unknown command",
-		"reboot --kexec":             "unknown option --kexec",
-		"user --name=joe --sshkey=x": "unknown option --sshkey",
-		"network --bootproto=query":  "knows dhcp and static",
+		"autopart --noswap":                            "ks.cfg:1: autopart: unknown command",
+		"%addon com_redhat_dump --disable\n%end":       "ks.cfg:1: com_redhat_dump: Unknown name of the %addon section.",
+		"%addon com_redhat_kdump --reserve-mb=x\n%end": "Invalid value x for --reserve-mb",
+		"%addon com_redhat_kdump --off\n%end":          "unknown option --off",
+		"%addon\n%end":                                 "unknown section",
+		"sshkey --username=root x":                     "sshkey: unknown command",
+		"reboot --kexec":                               "unknown option --kexec",
+		"user --name=joe --sshkey=x":                   "unknown option --sshkey",
+		"network --bootproto=query":                    "knows dhcp and static",
 		"network --bootproto=static --ip=10.0.0.300 --netmask=255.255.255.0": "not an IPv4 address",
 		"network --bootproto=static --ip=10.0.0.3 --netmask=255.0.255.0":     "not a netmask",
 		"network --hostname=a;b":                    "not a host name",
@@ -157,7 +186,7 @@ func TestRenderedKickstarts(t *testing.T) {
 		storage := ""
 		for line := range strings.Lines(string(text)) {
 			if rest, ok := strings.CutPrefix(line, "|"); ok && strings.Contains("ignoredisk zerombr clearpart reqpart part volgroup logvol bootloader", strings.Fields(rest + " -")[0]) {
-				storage += strings.ReplaceAll(rest, "@DISK@", "sda")
+				storage += strings.NewReplacer("@DISK@", "sda", "@GROUP@", "centos_knode1").Replace(rest)
 			}
 		}
 		require.NoError(t, os.WriteFile(filepath.Join(dir, "tmp", "rackstrap-storage.ks"), []byte(storage), 0o600))

@@ -1,6 +1,7 @@
 package installer
 
 import (
+	"cmp"
 	"fmt"
 	"net"
 	"net/netip"
@@ -193,7 +194,45 @@ func understand(k *kickstart) (*plan, error) {
 			return nil, err
 		}
 	}
+	crashkernel := "auto"
+	for _, l := range k.addons {
+		switch l.words[0] {
+		case "com_redhat_kdump":
+			var err error
+			if crashkernel, err = l.kdump(); err != nil {
+				return nil, err
+			}
+		case "org_fedora_oscap":
+		default:
+			return nil, l.fault("Unknown name of the %%addon section.")
+		}
+	}
+	if p.loader != nil && crashkernel != "" {
+		p.loader.args = strings.TrimSpace(p.loader.args + " crashkernel=" + crashkernel)
+	}
 	return p, nil
+}
+
+// kdump reads the options of the add-on that reserves memory for a crashed kernel, which it does without a word as well:
+// what the kernel argument is then; "" for none.
+func (l line) kdump() (crashkernel string, err error) {
+	o, err := l.options("--enable", "--disable", "--reserve-mb=")
+	switch {
+	case err != nil:
+		return "", err
+	case len(o.args) > 0:
+		return "", l.fault("unexpected %q", o.args[0])
+	case o.has("--disable"):
+		return "", nil
+	}
+	size := strings.TrimSuffix(cmp.Or(o.get("--reserve-mb"), "auto"), "M")
+	if size == "auto" {
+		return size, nil
+	}
+	if _, err := strconv.Atoi(size); err != nil {
+		return "", l.fault("Invalid value %s for --reserve-mb", size)
+	}
+	return size + "M", nil
 }
 
 // record takes a command that means something to Anaconda alone (its screens, its licence) and notes it.

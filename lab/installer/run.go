@@ -60,9 +60,11 @@ type job struct {
 	client *http.Client
 	disk   *storage // nil for a Root
 	medium *repository
+	reset  <-chan struct{} // closed when a program of the machine has rebooted it; for a Root
 }
 
-// Run installs. A failure has been reported by the kickstart's %onerror, and on the console, when it returns.
+// Run installs. When an installation stops, the machine stands as it would with Anaconda, and Run does not return before
+// it is reset, with how that came and the error: Reboot where the machine did it by itself, "" where ctx ended.
 func Run(ctx context.Context, o Options) (Outcome, error) {
 	if o.Console == nil {
 		o.Console = os.Stdout
@@ -100,29 +102,45 @@ func (j *job) run(ctx context.Context) (Outcome, error) {
 	}
 	defer j.log.close()
 	j.log.serve(j.args["inst.syslog"])
-	if err := j.install(ctx); err != nil {
-		j.log.line("anaconda", "ERROR anaconda: %v", err)
-		j.onError(ctx)
+	if k, err := j.install(ctx); err != nil {
+		j.say("FAILED %s", strings.ReplaceAll(err.Error(), "\n", " | "))
+		outcome := j.stopped(ctx, k, err)
 		if j.disk != nil {
 			j.disk.unmount(context.WithoutCancel(ctx))
 		}
-		j.say("FAILED %s", strings.ReplaceAll(err.Error(), "\n", " | "))
-		return "", fmt.Errorf("installer: %w", err)
+		return outcome, fmt.Errorf("installer: %w", err)
 	}
 	j.say("installation finished: %s", j.plan.end)
 	return j.plan.end, nil
 }
 
 // install is the order of Anaconda's work.
-func (j *job) install(ctx context.Context) error {
-	for _, step := range []func(context.Context) error{
-		j.dracut, j.pre, j.readPlan, j.loadMedium, j.partition, j.layDown, j.installPackages, j.configure, j.bootLoader, j.post, j.finish,
+func (j *job) install(ctx context.Context) (kind, error) {
+	for _, step := range []struct {
+		do     func(context.Context) error
+		failed kind
+	}{
+		{j.dracut, inDracut}, {j.pre, inKickstart}, {j.readPlan, inKickstart}, {j.loadMedium, inSource}, {j.partition, inStorage},
+		{j.layDown, unforeseen}, {j.installPackages, inTransaction}, {j.configure, unforeseen}, {j.bootLoader, inBootLoader},
+		{j.post, inPost}, {j.finish, unforeseen},
 	} {
-		if err := step(ctx); err != nil {
-			return err
+		err := j.injected(step.failed)
+		if err == nil {
+			err = step.do(ctx)
 		}
+		var script *scriptError
+		var missing *missingError
+		switch {
+		case err == nil:
+			continue
+		case errors.As(err, &missing):
+			return inSoftware, err
+		case errors.As(err, &script) && script.kind == "pre":
+			return inPre, err
+		}
+		return step.failed, err
 	}
-	return nil
+	return 0, nil
 }
 
 func kernelArgs(line string) map[string]string {
@@ -138,16 +156,16 @@ func kernelArgs(line string) map[string]string {
 func (j *job) say(format string, args ...any) {
 	text := fmt.Sprintf(format, args...)
 	fmt.Fprintf(j.Console, "rackstrap-lab: %s\n", text)
-	j.log.line("anaconda", "INFO anaconda: %s", text)
+	j.log.line(severityInfo, "anaconda", "%s", text)
 }
 
 // prepare makes the installer's own system usable: for a Root, mounts and tools in it.
 func (j *job) prepare() (undo func(), err error) {
 	undo = func() {}
 	if j.Root == "" {
-		j.lab, j.target = system{root: "/"}, system{root: sysimage}
+		j.lab, j.target = system{root: "/", env: []string{"PATH=" + installerTools + ":" + systemPath}}, system{root: sysimage}
 		j.log = newLogs(j.lab)
-		return undo, nil
+		return undo, j.lab.linkTools(installerTools, "tmux", "systemctl")
 	}
 	root, err := filepath.Abs(j.Root)
 	if err != nil {
@@ -156,27 +174,28 @@ func (j *job) prepare() (undo func(), err error) {
 	if _, err := os.Stat(filepath.Join(root, rpmProgram)); err != nil {
 		return undo, fmt.Errorf("%s does not hold the lab's system: %v", root, err)
 	}
-	shadow := []string{"PATH=" + programDir + "/directory:" + systemPath}
-	j.lab, j.target = system{root: root, env: shadow}, system{root: root, env: shadow}
+	shadow := directoryTools + ":" + systemPath
+	j.lab = system{root: root, env: []string{"PATH=" + installerTools + ":" + shadow}}
+	j.target = system{root: root, env: []string{"PATH=" + shadow}}
 	if err := mountBelow(root); err != nil {
 		return undo, err
+	}
+	powerOff, err := j.powerOn()
+	if err != nil {
+		return undo, err
+	}
+	undo = func() {
+		powerOff()
+		os.RemoveAll(filepath.Join(root, installerTools))
+		os.RemoveAll(filepath.Join(root, directoryTools))
+		os.Remove(filepath.Join(root, sysimage))
 	}
 	j.log = newLogs(j.lab)
 	if err := j.layProgram(); err != nil {
 		return undo, err
 	}
-	tools := filepath.Join(root, programDir, "directory")
-	undo = func() {
-		os.RemoveAll(tools)
-		os.Remove(filepath.Join(root, sysimage))
-	}
-	if err := os.MkdirAll(tools, 0o755); err != nil {
+	if err := errors.Join(j.lab.linkTools(installerTools, "tmux", "systemctl"), j.lab.linkTools(directoryTools, "lsblk", "udevadm")); err != nil {
 		return undo, err
-	}
-	for _, name := range directoryTools {
-		if err := link(programDir+"/rackstrap", filepath.Join(tools, name)); err != nil {
-			return undo, err
-		}
 	}
 	return undo, link("/", filepath.Join(root, sysimage)) // where scripts look for the installed system
 }
@@ -355,7 +374,7 @@ func (j *job) pre(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	j.ks = ks
+	j.ks, j.log.release = ks, ks.released()
 	for _, s := range ks.of("pre") {
 		j.say("running %%pre")
 		if err := j.runScript(ctx, s, j.lab, j.lab); err != nil {
@@ -376,10 +395,15 @@ func (j *job) readPlan(context.Context) error {
 		return err
 	}
 	for _, word := range j.plan.recorded {
-		j.log.line("anaconda", "INFO anaconda: noted: %s", word)
+		j.log.line(severityInfo, "anaconda", "noted: %s", word)
 	}
 	if _, given := j.args["inst.syslog"]; !given {
 		j.log.serve(j.plan.logServer)
+	}
+	for _, disk := range j.plan.disks() {
+		if !j.hasDisk(disk) {
+			return fmt.Errorf("Disk %q given in ignoredisk command does not exist.", disk) // Anaconda's words
+		}
 	}
 	return j.plan.check()
 }
@@ -412,62 +436,50 @@ func (j *job) onError(ctx context.Context) {
 		fmt.Fprintf(j.Console, "rackstrap-lab: running %%onerror\n")
 		s.errorOnFail = false
 		if err := j.runScript(ctx, s, j.lab, j.lab); err != nil {
-			j.log.line("anaconda", "ERROR anaconda: %v", err)
+			j.log.line(severityErr, "anaconda", "%v", err)
 		}
 	}
 }
 
-// scriptError is a script with --erroronfail that failed.
-type scriptError struct {
-	kind, place string
-	err         error
-	tail        string
-}
-
-func (e *scriptError) Error() string {
-	return fmt.Sprintf("%%%s (%s): %v: %s", e.kind, e.place, e.err, e.tail)
-}
-
-func (e *scriptError) Unwrap() error { return e.err }
-
-// runScript runs a section as Anaconda does: a file in /tmp, its interpreter, output to the log.
+// runScript runs a section as Anaconda does: a file in /tmp, its interpreter, and its output through a pipe, which has to
+// be closed by all who have it; only then it becomes the file of --log.
 func (j *job) runScript(ctx context.Context, s script, where, logs system) error {
-	const name = "/tmp/ks-script-rackstrap"
 	if err := os.MkdirAll(where.path("/tmp"), 0o1777); err != nil {
 		return err
 	}
-	if err := os.WriteFile(where.path(name), []byte(s.text), 0o700); err != nil {
-		return err
-	}
-	defer os.Remove(where.path(name))
-	logName := s.log
-	if logName == "" {
-		logName = name + ".log"
-	}
-	if err := os.MkdirAll(filepath.Dir(logs.path(logName)), 0o755); err != nil {
-		return err
-	}
-	file, err := os.OpenFile(logs.path(logName), os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	// Anaconda does not remove it.
+	file, err := os.CreateTemp(where.path("/tmp"), "ks-script-")
 	if err != nil {
 		return err
 	}
-	defer file.Close()
+	_, err = file.WriteString(s.text)
+	if err := errors.Join(err, file.Chmod(0o700), file.Close()); err != nil {
+		return err
+	}
+	name := "/tmp/" + filepath.Base(file.Name())
+	logFile := j.lab.path(name + ".log") // outside of the chroot
+	if s.log != "" {
+		logFile = logs.path(s.log)
+	}
+	if err := os.MkdirAll(filepath.Dir(logFile), 0o755); err != nil {
+		return err
+	}
 	begun := time.Now()
+	var output bytes.Buffer
 	cmd := where.command(ctx, s.interpreter, name)
-	cmd.Stdout, cmd.Stderr = file, file
-	cmd.WaitDelay = 5 * time.Second // what it left running may hold the log
+	cmd.Stdout, cmd.Stderr = &output, &output
 	err = cmd.Run()
-	j.log.line("anaconda", "INFO anaconda: %%%s of %s ended after %s: %v", s.kind, s.place, time.Since(begun).Round(time.Millisecond), outcomeOf(err))
-	if err == nil {
+	if err := os.WriteFile(logFile, output.Bytes(), 0o600); err != nil {
+		return err
+	}
+	for line := range strings.Lines(output.String()) {
+		j.log.line(severityInfo, "program", "%s", strings.TrimSpace(line))
+	}
+	j.log.line(severityInfo, "anaconda", "%%%s of %s ended after %s: %s", s.kind, s.place, time.Since(begun).Round(time.Millisecond), outcomeOf(err))
+	if err == nil || !s.errorOnFail && s.kind != "onerror" {
 		return nil
 	}
-	said, _ := os.ReadFile(logs.path(logName))
-	failed := &scriptError{kind: s.kind, place: s.place, err: err, tail: tail(string(said), 5)}
-	if s.errorOnFail || s.kind == "onerror" {
-		return failed
-	}
-	j.log.line("anaconda", "WARN anaconda: %v", failed)
-	return nil
+	return &scriptError{kind: s.kind, place: s.place, err: err, output: output.String()}
 }
 
 func outcomeOf(err error) string {
@@ -492,13 +504,35 @@ func (j *job) finish(ctx context.Context) error {
 			return err
 		}
 	}
-	// Without what is secret in it: the token of this installation has been used.
+	if err := j.keepKickstart(); err != nil {
+		return err
+	}
 	if j.disk == nil {
 		return nil
 	}
 	// The system is there and has been reported: whatever keeps the disk busy must not keep it from its reboot.
 	if err := j.disk.unmount(ctx); err != nil {
 		fmt.Fprintf(j.Console, "rackstrap-lab: unmounting: %v\n", err)
+	}
+	return nil
+}
+
+// keepKickstart leaves the kickstart in the installed system, as it was fetched (99-copy-logs.ks) and as Anaconda writes
+// it anew (install.py, _writeKS), unless inst.nosave forbids it.
+func (j *job) keepKickstart() error {
+	kept := map[string]string{"input_ks": "/root/original-ks.cfg", "output_ks": "/root/anaconda-ks.cfg"}
+	for _, not := range strings.Split(j.args["inst.nosave"], ",") {
+		switch not {
+		case "all", "all_ks":
+			clear(kept)
+		default:
+			delete(kept, not)
+		}
+	}
+	for _, name := range kept {
+		if err := j.target.write(name, string(j.text), 0o600); err != nil {
+			return err
+		}
 	}
 	return nil
 }

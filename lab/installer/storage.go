@@ -59,7 +59,7 @@ func (j *job) partition(ctx context.Context) error {
 		return fmt.Errorf("storage: %w", err)
 	}
 	for _, m := range s.mounts {
-		j.log.line("storage", "INFO storage: %s on %s, %s", m.at, m.device, m.fstype)
+		j.log.line(severityInfo, "storage", "%s on %s, %s", m.at, m.device, m.fstype)
 	}
 	return nil
 }
@@ -72,8 +72,8 @@ func (j *job) missingBootPackages(s *storage) error {
 	return err
 }
 
-// theDisk is the one disk that everything is on: the stand-in knows no more than one.
-func (p *plan) theDisk() (string, error) {
+// disks are those that the kickstart names.
+func (p *plan) disks() []string {
 	named := slices.Clone(p.onlyUse)
 	if p.clear != nil {
 		named = append(named, p.clear.drives...)
@@ -87,7 +87,21 @@ func (p *plan) theDisk() (string, error) {
 		named = append(named, p.loader.drive)
 	}
 	slices.Sort(named)
-	named = slices.Compact(named)
+	return slices.Compact(named)
+}
+
+// hasDisk tells whether the machine has a disk of that name.
+func (j *job) hasDisk(name string) bool {
+	if j.Root != "" {
+		return name == directoryDisk
+	}
+	_, err := os.Stat("/dev/" + name)
+	return err == nil
+}
+
+// theDisk is the one disk that everything is on: the stand-in knows no more than one.
+func (p *plan) theDisk() (string, error) {
+	named := p.disks()
 	switch len(named) {
 	case 1:
 	case 0:

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -18,10 +19,77 @@ var tools = map[string]func(ctx context.Context, args []string, out, complaints 
 	"yum":     runYum,
 	"lsblk":   runLsblk,
 	"udevadm": runUdevadm,
+
+	"systemctl": runSystemctl,
+	"tmux":      runTmux,
 }
 
-// directoryTools shadow, while a directory is installed into, the programs that would show the host's disks.
-var directoryTools = []string{"lsblk", "udevadm"}
+// installerTools holds what takes the place of programs in the installer's own system, and directoryTools what shadows,
+// while a directory is installed into, the programs that would show the host's disks.
+const (
+	installerTools = programDir + "/installer"
+	directoryTools = programDir + "/directory"
+)
+
+// linkTools makes links to this program.
+func (s system) linkTools(dir string, names ...string) error {
+	if err := os.MkdirAll(s.path(dir), 0o755); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if err := link(programDir+"/rackstrap", filepath.Join(s.path(dir), name)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// runSystemctl reboots the machine, as `systemctl --force --force reboot` does: by the system call alone. For a directory
+// that ends the PID namespace (pid_namespaces(7)), never the host. Everything else is the real program's.
+func runSystemctl(ctx context.Context, args []string, out, complaints io.Writer) int {
+	if !slices.Contains(args, "reboot") {
+		cmd := exec.CommandContext(ctx, "/usr/bin/systemctl", args...)
+		cmd.Stdout, cmd.Stderr = out, complaints
+		if err := cmd.Run(); err != nil {
+			return 1
+		}
+		return 0
+	}
+	if !slices.Equal(args, []string{"--force", "--force", "reboot"}) {
+		fmt.Fprintln(complaints, "systemctl: the stand-in knows `--force --force reboot`")
+		return 1
+	}
+	if err := Reboot.End(); err != nil {
+		fmt.Fprintln(complaints, err)
+		return 1
+	}
+	return 0
+}
+
+// What tmux knows of Anaconda's pane.
+const (
+	paneText = "/run/rackstrap-lab-console" // what it has printed
+	paneDead = "/run/rackstrap-lab-ended"   // there once the process has ended
+)
+
+// runTmux knows two questions about Anaconda's pane.
+func runTmux(_ context.Context, args []string, out, complaints io.Writer) int {
+	switch strings.Join(args, " ") {
+	case "list-panes -t anaconda:main -F #{pane_dead}":
+		dead := 0
+		if _, err := os.Stat(paneDead); err == nil {
+			dead = 1
+		}
+		fmt.Fprintln(out, dead)
+		return 0
+	case "capture-pane -p -t anaconda:main":
+		text, _ := os.ReadFile(paneText)
+		out.Write(text)
+		return 0
+	}
+	fmt.Fprintf(complaints, "tmux: the stand-in does not know: %s\n", strings.Join(args, " "))
+	return 1
+}
 
 // Tool runs one of the stand-ins if the program was called by its name (argv[0]), as `yum` in the lab's systems
 // is a link to the program. It tells whether that was so, and the exit status.

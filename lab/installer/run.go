@@ -50,16 +50,17 @@ const (
 // job is one installation.
 type job struct {
 	Options
-	args   map[string]string // kernel arguments; the last one counts
-	lab    system            // the installer's own
-	target system            // the installed one
-	plan   *plan
-	ks     *kickstart
-	text   []byte // of the kickstart
-	log    *logs
-	client *http.Client
-	disk   *storage // nil for a Root
-	medium *repository
+	args    map[string]string // kernel arguments; the last one counts
+	lab     system            // the installer's own
+	target  system            // the installed one
+	plan    *plan
+	ks      *kickstart
+	text    []byte // of the kickstart
+	log     *logs
+	client  *http.Client
+	disk    *storage // nil for a Root
+	medium  *repository
+	release release // of the medium
 }
 
 // Run installs. A failure has been reported by the kickstart's %onerror, and on the console, when it returns.

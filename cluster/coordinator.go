@@ -59,6 +59,7 @@ type Coordinator struct {
 	keys    map[string]secret        // certificate keys, by node
 	handed  map[string]handed        // what a machine is at
 	view    view                     // what Kubernetes said of all nodes last
+	boots   map[string]*boot         // by machine: its agent is asked to choose the network for the next boot
 	chores  chores
 }
 
@@ -80,7 +81,7 @@ func New(o Options) *Coordinator {
 		o: o, started: o.Now(),
 		pollers: map[string]*poller{}, seen: map[string]time.Time{}, skews: map[string]time.Duration{},
 		reasons: map[string]string{}, stalls: map[string]string{}, tokens: map[string]secret{}, keys: map[string]secret{},
-		handed: map[string]handed{}, chores: newChores(),
+		handed: map[string]handed{}, boots: map[string]*boot{}, chores: newChores(),
 	}
 }
 

@@ -37,6 +37,7 @@ func (c *Coordinator) Exchange(ctx context.Context, name, secret string, ex api.
 	}
 	rec, credential, err := c.o.Rack.CallHome(ctx, name, ex.Attempt, secret, func(rec *lifecycle.Record) {
 		rec.Node.CPUs, rec.Node.MemoryMiB, rec.Node.Skew = ex.Facts.CPUs, ex.Facts.MemoryMiB, skew
+		rec.Node.Boot = bootOf(ex.Facts.Boot)
 		if ex.Facts.Joined && rec.State == lifecycle.Firstboot {
 			rec.Node.Reset = true
 		}
@@ -51,6 +52,7 @@ func (c *Coordinator) Exchange(ctx context.Context, name, secret string, ex api.
 	if f.Hostname != "" && f.Hostname != name {
 		c.say(rec, lifecycle.Warn, "facts", "it calls itself %s; its node will be called %s", oneLine(f.Hostname), name)
 	}
+	c.noteBoot(rec, f.Boot)
 	switch {
 	case skew.Abs() > maxSkew:
 		c.say(rec, lifecycle.Alarm, "clock", "its clock is %s: it joins when that is right", skewText(skew))

@@ -127,10 +127,12 @@ func (c *Coordinator) Reinstall(ctx context.Context, name string, o ReinstallOpt
 			return m.Record, err
 		}
 	}
+	next := c.prepareBoot(ctx, m)
 	rec, err := c.o.Rack.Reinstall(ctx, name)
 	if err != nil {
 		return rec, err
 	}
+	say(next)
 	c.forget(name)
 	c.releaseTurn(ctx)
 	c.wakeAll()

@@ -32,6 +32,8 @@ func (c *Coordinator) Result(ctx context.Context, name string, attempt int, id s
 	switch {
 	case id == "":
 		return ErrUnknownWork
+	case actionOf(id) == api.BootNetwork:
+		return c.bootResult(name, id, r)
 	case id == m.Record.Node.Done, actionOf(id) == api.Done:
 		return nil
 	case id == m.Record.Node.Work:

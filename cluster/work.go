@@ -145,6 +145,9 @@ func (c *Coordinator) next(ctx context.Context, name string, attempt int) (*api.
 		if m.Record.Attempt != attempt {
 			return nil, api.Waiting{}, time.Time{}, lifecycle.ErrSuperseded
 		}
+		if work := c.bootWork(name); work != nil {
+			return work, api.Waiting{}, time.Time{}, nil
+		}
 		s := c.situation(m)
 		d := decide(s)
 		work, done, err := c.carryOut(ctx, m, s, d)

@@ -388,4 +388,66 @@ func TestInstallOntoDisks(t *testing.T) {
 		t.Logf("%s:\n%s", name, out)
 		require.NoError(t, err)
 	}
+	require.Contains(t, l.do("events", "kmaster"), "boot order: this machine has BIOS")
+	l.lab("power", "off", "kmaster")
+	for _, name := range []string{"knode1", "knode2"} {
+		requireNetworkFirst(t, l, name, "CentOS")
+		require.Contains(t, l.do("events", name), "boot order: UEFI ")
+	}
+	reinstallByUEFI(t, l, "knode1")
+}
+
+// ssh runs a command on an installed machine.
+func (l *virtualRack) ssh(name string, command ...string) string {
+	l.t.Helper()
+	return l.lab(append([]string{"ssh", name}, command...)...)
+}
+
+var (
+	bootOrder = regexp.MustCompile(`(?m)^BootOrder: ([0-9A-F]{4})`)
+	bootEntry = regexp.MustCompile(`(?m)^Boot([0-9A-F]{4})\* (.*?)\s*$`)
+)
+
+// requireNetworkFirst reads a machine's boot entries by its own efibootmgr: the first one is the network, and one is of
+// the installed system, under that label.
+func requireNetworkFirst(t *testing.T, l *virtualRack, name, label string) {
+	t.Helper()
+	// Once the unit has run that keeps it so: SSH may be up before.
+	l.ssh(name, "timeout 180 systemctl is-system-running --wait || true")
+	listed := l.ssh(name, "efibootmgr")
+	first := bootOrder.FindStringSubmatch(listed)
+	require.NotNil(t, first, listed)
+	labels := map[string]string{}
+	var ours []string
+	for _, e := range bootEntry.FindAllStringSubmatch(listed, -1) {
+		labels[e[1]] = e[2]
+		if strings.HasPrefix(e[2], "CentOS") {
+			ours = append(ours, e[2])
+		}
+	}
+	require.Regexp(t, `^UEFI (PXE|HTTP)v4 `, labels[first[1]], listed)
+	require.Equal(t, []string{label}, ours, listed)
+}
+
+// reinstallByUEFI has a machine boot its disk by EFI/BOOT for once, after which shim's fallback has put its disk first, and installs it
+// anew without anybody at its firmware.
+func reinstallByUEFI(t *testing.T, l *virtualRack, name string) {
+	t.Helper()
+	boot := func() string { return l.ssh(name, "cat", "/proc/sys/kernel/random/boot_id") }
+	before := boot()
+	for _, e := range bootEntry.FindAllStringSubmatch(l.ssh(name, "efibootmgr"), -1) {
+		if e[2] == "UEFI QEMU QEMU HARDDISK" { // the firmware's own entry
+			l.ssh(name, "efibootmgr", "--quiet", "--bootnext", e[1])
+		}
+	}
+	l.lab("power", "reset", name)
+	require.NotEqual(t, before, boot())
+	requireNetworkFirst(t, l, name, "CentOS Linux")
+	require.Contains(t, l.ssh(name, "journalctl", "--boot", "--unit", "rackstrap-boot-order", "--no-pager"), "the order was", "fallback had put the disk first")
+
+	require.Contains(t, l.do("reinstall", name), name+" boots from the network: UEFI PXEv4 ")
+	l.lab("power", "reset", name)
+	require.Eventually(t, func() bool { return l.machine(name).State == "installing" }, 5*time.Minute, time.Second, "it boots from the network")
+	require.Eventually(t, func() bool { return l.machine(name).State == "firstboot" || l.machine(name).State == "waiting" }, 12*time.Minute, 2*time.Second)
+	requireNetworkFirst(t, l, name, "CentOS")
 }

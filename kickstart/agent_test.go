@@ -53,23 +53,45 @@ func TestPostInstallsTheAgent(t *testing.T) {
 				require.NotContains(t, unit, "Condition")
 				require.Contains(t, unit, "Restart=always\n")
 			}
-			verifyUnit(t, s, unit)
+			verifyUnit(t, s, "rackstrap-agent.service", unit)
 		})
 	}
 }
 
 // verifyUnit asks systemd what it thinks of the unit; the paths are those of this host.
-func verifyUnit(t *testing.T, s *sandbox, unit string) {
+func verifyUnit(t *testing.T, s *sandbox, name, unit string) {
 	t.Helper()
 	analyze := testenv.NeedTool(t, "systemd-analyze")
 	s.write("verify/containerd.service", "[Service]\nExecStart=/bin/true\n")
-	s.write("verify/rackstrap-agent.service", strings.ReplaceAll(unit, "/usr/local/bin/rackstrap ", "/bin/true "))
-	cmd := exec.Command(analyze, "verify", "--man=no", "rackstrap-agent.service")
+	s.write("verify/"+name, strings.ReplaceAll(unit, "/usr/local/bin/rackstrap ", "/bin/true "))
+	cmd := exec.Command(analyze, "verify", "--man=no", name)
 	cmd.Dir = filepath.Join(s.root, "verify")
 	cmd.Env = append(os.Environ(), "SYSTEMD_UNIT_PATH="+cmd.Dir+":")
 	out, err := cmd.CombinedOutput()
 	require.NoError(t, err, "%s", out)
-	require.NotContains(t, string(out), "rackstrap-agent.service", "a warning")
+	require.NotContains(t, string(out), name, "a warning")
+}
+
+// The boot order is set when the agent is there, and kept by a unit of its own. It is no reason to fail.
+func TestPostSetsTheBootOrder(t *testing.T) {
+	for _, profile := range []string{"centos-7.9", "rocky-9"} {
+		s := newSandbox(t)
+		out, status := s.run(script(t, newRenderer(t), input(profile, "knode1"), "%post"))
+		require.Zero(t, status, out)
+		require.Contains(t, s.read("calls"), "systemctl enable rackstrap-boot-order\nrackstrap agent boot-order --remember\n")
+		require.Contains(t, s.read("progress"), `"boot order: UEFI PXEv4 is first"`)
+		unit := s.read("etc/systemd/system/rackstrap-boot-order.service")
+		require.Contains(t, unit, "ConditionPathExists=/var/lib/rackstrap/boot-order\n")
+		require.Contains(t, unit, "ExecStart=/usr/local/bin/rackstrap agent boot-order\n")
+		verifyUnit(t, s, "rackstrap-boot-order.service", unit)
+
+		s = newSandbox(t)
+		s.write("no-variables", "")
+		out, status = s.run(script(t, newRenderer(t), input(profile, "knode1"), "%post"))
+		require.Zero(t, status, out)
+		require.Contains(t, s.read("progress"), `"the boot order could not be set, it may boot its disk first: the variables cannot be read"`)
+		require.Contains(t, s.read("curl.body"), `"kind":"installed"`)
+	}
 }
 
 // A program that is not the one that the appliance means is not installed.

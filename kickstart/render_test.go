@@ -38,8 +38,12 @@ const (
 // testKey is a key of a repository, as far as anybody here looks.
 const testKey = "-----BEGIN PGP PUBLIC KEY BLOCK-----\n\nmQINBF\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n"
 
-// testAgent is what curl fetches in the sandbox.
-const testAgent = "the agent\n"
+// testAgent is what curl fetches in the sandbox, and %post runs.
+const testAgent = `#!/bin/bash
+echo "rackstrap $*" >>/calls
+[ ! -e /no-variables ] || { echo "the variables cannot be read" >&2; exit 1; }
+echo "UEFI PXEv4 is first"
+`
 
 var testAgentSum = fmt.Sprintf("%x", sha256.Sum256([]byte(testAgent)))
 

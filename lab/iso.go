@@ -78,9 +78,10 @@ func buildISO(ctx context.Context, out, cache string, opts ISOOptions) error {
 
 // loaders are Debian's boot loaders for Secure Boot.
 type loaders struct {
-	shim    []byte // signed by Microsoft
-	grub    []byte // signed by Debian; reads its configuration from /EFI/debian on the disk it came from
-	netGRUB []byte // signed by Debian; reads /grub/grub.cfg from the TFTP server it came from
+	shim     []byte // signed by Microsoft
+	fallback []byte // signed by Debian; started by shim at EFI/BOOT, makes the boot entries that BOOTX64.CSV names
+	grub     []byte // signed by Debian; reads its configuration from /EFI/debian on the disk it came from
+	netGRUB  []byte // signed by Debian; reads /grub/grub.cfg from the TFTP server it came from
 }
 
 func readLoaders(ctx context.Context, d debian) (loaders, error) {
@@ -90,6 +91,7 @@ func readLoaders(ctx context.Context, d debian) (loaders, error) {
 		into       *[]byte
 	}{
 		{"shim-signed", "/usr/lib/shim/shimx64.efi.signed", &found.shim},
+		{"shim-helpers-amd64-signed", "/usr/lib/shim/fbx64.efi.signed", &found.fallback},
 		{"grub-efi-amd64-signed", "/usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed", &found.grub},
 		{"grub-efi-amd64-signed", "/usr/lib/grub/x86_64-efi-signed/grubnetx64.efi.signed", &found.netGRUB},
 	} {

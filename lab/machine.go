@@ -23,6 +23,12 @@ const (
 	qemuLog      = "qemu.log"
 )
 
+// QEMU's names of the devices that a machine can boot.
+const (
+	nicDevice  = "nic"
+	diskDevice = "system"
+)
+
 // machineFiles are gone after Down; logs stay.
 var machineFiles = []string{diskFile, varsFile, qmpSocket, serialSocket}
 
@@ -132,6 +138,9 @@ func (l *Lab) PowerOn(ctx context.Context, name string) error {
 	if err := l.awaitMonitor(ctx, name, started); err != nil {
 		return fmt.Errorf("lab: %s: %w", name, err)
 	}
+	if err := l.leaveBootOrder(ctx, name); err != nil {
+		return fmt.Errorf("lab: %s: %w", name, err)
+	}
 	l.log.Info("powered on", "machine", name, "pid", started.PID, "accel", accel)
 	return nil
 }
@@ -150,6 +159,7 @@ func (l *Lab) powerOn(ctx context.Context, s *state, m *machineRecord, accel str
 	if err := l.layTap(ctx, s, m); err != nil {
 		return err
 	}
+	indexed := firmwares[m.Firmware].code == "" || m.PowerOns == 0
 	if m.PowerOns == 0 {
 		dropLogs(dir)
 	}
@@ -160,11 +170,26 @@ func (l *Lab) powerOn(ctx context.Context, s *state, m *machineRecord, accel str
 	if err != nil {
 		return fmt.Errorf("%v (install the Debian package qemu-system-x86)", err)
 	}
-	cmd := exec.Command("ip", append([]string{"netns", "exec", s.Namespace, qemu}, qemuArgs(m, accel)...)...)
+	cmd := exec.Command("ip", append([]string{"netns", "exec", s.Namespace, qemu}, qemuArgs(m, accel, indexed)...)...)
 	cmd.Dir = dir
 	m.Process, err = detach(cmd, filepath.Join(dir, qemuLog), os.O_TRUNC)
 	m.PoweredOn = time.Now()
 	return err
+}
+
+// leaveBootOrder takes QEMU's order of boot attempts away from a machine with UEFI once it runs. The firmware has read
+// it for this boot, and reads it anew at every reset, when it would overwrite what an operating system has made of the
+// order (OvmfPkg/Library/QemuBootOrderLib): a machine of metal has nobody who does that.
+func (l *Lab) leaveBootOrder(ctx context.Context, name string) error {
+	kind, err := l.firmwareOf(name)
+	if err != nil || firmwares[kind].code == "" {
+		return err
+	}
+	var commands []qmpCommand
+	for _, device := range []string{nicDevice, diskDevice} {
+		commands = append(commands, qmpCommand{"qom-set", map[string]any{"path": "/machine/peripheral/" + device, "property": "bootindex", "value": -1}})
+	}
+	return qmp(ctx, l.machineDir(name), commands...)
 }
 
 // dropLogs removes the logs of an earlier lab.
@@ -201,9 +226,10 @@ func layDisk(ctx context.Context, path string, gib int) error {
 // qemuArgs describes the machine to QEMU, which runs in the machine's directory.
 //
 // The order of the boot attempts comes from bootindex, which SeaBIOS and OVMF both read: the NIC, then the
-// disk. SeaBIOS starts over when neither boots. The disk is on virtio-scsi, so that Linux names it sda as on
+// disk. SeaBIOS starts over when neither boots. OVMF is given it at the first power-on alone (indexed), as by whoever
+// sets a server up; from then on the order is the firmware's, and the operating system's (leaveBootOrder). The disk is on virtio-scsi, so that Linux names it sda as on
 // real hardware; CentOS 7's kernel has the driver.
-func qemuArgs(m *machineRecord, accel string) []string {
+func qemuArgs(m *machineRecord, accel string, indexed bool) []string {
 	fw := firmwares[m.Firmware]
 	args := []string{
 		"-name", m.Name, "-uuid", uuidOf(m.Machine.MAC),
@@ -223,11 +249,14 @@ func qemuArgs(m *machineRecord, accel string) []string {
 			"-netdev", "hubport,id=spare,hubid=9",
 			"-device", "virtio-net-pci,netdev=spare,romfile=,mac="+spareMAC(m.Machine.MAC).String())
 	}
-	nicIndex, diskIndex := "0", "1"
-	if m.DiskFirst {
+	nicIndex, diskIndex := ",bootindex=0", ",bootindex=1"
+	switch {
+	case !indexed:
+		nicIndex, diskIndex = "", ""
+	case m.DiskFirst:
 		nicIndex, diskIndex = diskIndex, nicIndex
 	}
-	nic := "virtio-net-pci,netdev=rack,bootindex=" + nicIndex + ",mac=" + m.Machine.MAC.String()
+	nic := "virtio-net-pci,id=" + nicDevice + ",netdev=rack" + nicIndex + ",mac=" + m.Machine.MAC.String()
 	if fw.code != "" && !m.NICROM {
 		nic += ",romfile=" // the firmware's own network stack, not iPXE from the option ROM
 	}
@@ -235,7 +264,7 @@ func qemuArgs(m *machineRecord, accel string) []string {
 		"-netdev", "tap,id=rack,ifname="+m.Tap+",script=no,downscript=no",
 		"-device", nic,
 		"-drive", "if=none,id=disk,format=qcow2,cache=unsafe,discard=unmap,file="+diskFile,
-		"-device", "virtio-scsi-pci,id=scsi", "-device", "scsi-hd,drive=disk,bootindex="+diskIndex)
+		"-device", "virtio-scsi-pci,id=scsi", "-device", "scsi-hd,id="+diskDevice+",drive=disk"+diskIndex)
 }
 
 // escape doubles the comma, which separates QEMU's options.

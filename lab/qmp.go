@@ -28,8 +28,8 @@ func dialUnix(ctx context.Context, dir, name string) (net.Conn, error) {
 
 // qmpCommand is one command of the QEMU Machine Protocol.
 type qmpCommand struct {
-	Execute   string            `json:"execute"`
-	Arguments map[string]string `json:"arguments,omitempty"`
+	Execute   string         `json:"execute"`
+	Arguments map[string]any `json:"arguments,omitempty"`
 }
 
 // qmp runs commands one after the other, until one fails. QEMU serves one client at a time and queues the
@@ -97,7 +97,7 @@ func (l *Lab) Screenshot(ctx context.Context, name, pngPath string) error {
 	if err != nil {
 		return err
 	}
-	err = qmp(ctx, l.machineDir(name), qmpCommand{"screendump", map[string]string{"filename": path, "format": "png"}})
+	err = qmp(ctx, l.machineDir(name), qmpCommand{"screendump", map[string]any{"filename": path, "format": "png"}})
 	if err != nil {
 		return fmt.Errorf("lab: %s: screenshot: %w", name, err)
 	}

@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf16"
 
 	"github.com/google/rpmpack"
 )
@@ -45,7 +47,7 @@ var coreGroup = map[string]string{
 }
 
 // rpmSpecs are the packages that a kickstart of the profile asks for, and what they depend on.
-func rpmSpecs(k kernel) []rpmSpec {
+func rpmSpecs(k kernel, from loaders) []rpmSpec {
 	shell := []string{"/bin/sh", "/usr/bin/sh", "/bin/bash", "/usr/bin/bash"}
 	var all []rpmSpec
 	for _, name := range slices.Sorted(maps.Keys(coreGroup)) {
@@ -63,7 +65,13 @@ func rpmSpecs(k kernel) []rpmSpec {
 		rpmSpec{repository: "medium", name: "kernel", version: upstream, release: strings.ReplaceAll(strings.TrimPrefix(k.version, upstream+"-"), "-", "."), keep: true},
 		rpmSpec{repository: "medium", name: "grub2-pc", debian: []string{"grub-pc-bin"}, keep: true},
 		rpmSpec{repository: "medium", name: "grub2-efi-x64", debian: []string{"grub-efi-amd64-bin"}, keep: true},
-		rpmSpec{repository: "medium", name: "shim-x64", version: "15", keep: true},
+		rpmSpec{repository: "medium", name: "shim-x64", version: "15", keep: true, files: map[string]string{
+			// Where EL's package has them. The entry that fallback makes has another label than Anaconda's.
+			"/boot/efi/EFI/BOOT/BOOTX64.EFI":   string(from.shim),
+			"/boot/efi/EFI/BOOT/fbx64.efi":     string(from.fallback),
+			"/boot/efi/EFI/centos/shimx64.efi": string(from.shim),
+			"/boot/efi/EFI/centos/BOOTX64.CSV": utf16Text("shimx64.efi,CentOS Linux,,This is the boot entry for CentOS Linux\n"),
+		}},
 		rpmSpec{repository: "medium", name: "efibootmgr", debian: []string{"efibootmgr"}, keep: true},
 		rpmSpec{repository: "medium", name: "chrony", debian: []string{"chrony"},
 			only: regexp.MustCompile(`^/usr/s?bin/|chronyd\.service$|^/usr/libexec|^/etc/logrotate|^/etc/chrony`)},
@@ -103,6 +111,15 @@ func rpmSpecs(k kernel) []rpmSpec {
 	return all
 }
 
+// utf16Text is how shim's files hold text: little endian, with a byte order mark.
+func utf16Text(text string) string {
+	raw := []byte{0xff, 0xfe}
+	for _, unit := range utf16.Encode([]rune(text)) {
+		raw = binary.LittleEndian.AppendUint16(raw, unit)
+	}
+	return string(raw)
+}
+
 // kubernetesProgramNames are those that the RPM files hold.
 var kubernetesProgramNames = []string{"kubelet", "kubeadm", "kubectl", "crictl"}
 
@@ -138,9 +155,9 @@ ExecStart=/usr/bin/kubelet $KUBELET_KUBECONFIG_ARGS $KUBELET_CONFIG_ARGS $KUBELE
 
 // makeRepositories moves the content of packages out of the tree into RPM files, and has createrepo_c describe
 // them.
-func makeRepositories(ctx context.Context, tree, out string, k kernel, programs func(string) string) error {
+func makeRepositories(ctx context.Context, tree, out string, k kernel, from loaders, programs func(string) string) error {
 	taken := map[string]bool{} // files that are in an RPM now
-	for _, s := range rpmSpecs(k) {
+	for _, s := range rpmSpecs(k, from) {
 		if err := writeRPM(ctx, tree, filepath.Join(out, s.repository, "Packages"), s, programs, taken); err != nil {
 			return fmt.Errorf("%s: %w", s.name, err)
 		}

@@ -35,7 +35,7 @@ func RepositoryNames() []string {
 }
 
 // systemRecipe is part of the cached system's name: raise it when what is built changes.
-const systemRecipe = "4"
+const systemRecipe = "5"
 
 // systemPackages are Debian's packages of the system. Those of rpmSources leave it again, as RPM files; their
 // libraries and accounts stay.
@@ -106,7 +106,11 @@ func buildSystem(ctx context.Context, cache string, log *slog.Logger) (System, e
 		if err != nil {
 			return err
 		}
-		parts := [][]byte{[]byte(systemRecipe), []byte(k.version), []byte(strings.Join(systemPackages, " ")), []byte(strings.Join(systemModules, " ")), []byte(customScript)}
+		from, err := readLoaders(ctx, debian{cache: cache})
+		if err != nil {
+			return err
+		}
+		parts := [][]byte{[]byte(systemRecipe), from.shim, from.fallback, []byte(k.version), []byte(strings.Join(systemPackages, " ")), []byte(strings.Join(systemModules, " ")), []byte(customScript)}
 		for _, name := range kubernetesProgramNames {
 			parts = append(parts, []byte(filepath.Base(filepath.Dir(programs(name))))) // its name changes with its content
 		}
@@ -117,13 +121,13 @@ func buildSystem(ctx context.Context, cache string, log *slog.Logger) (System, e
 			return nil
 		}
 		log.Info("making the lab's system; this takes a few minutes, once", "directory", dir)
-		return makeSystem(ctx, dir, k, programs)
+		return makeSystem(ctx, dir, k, from, programs)
 	})
 	return made, err
 }
 
 // makeSystem fills a temporary directory and renames it: what bears the name is complete.
-func makeSystem(ctx context.Context, dir string, k kernel, programs func(string) string) (err error) {
+func makeSystem(ctx context.Context, dir string, k kernel, from loaders, programs func(string) string) (err error) {
 	work, err := os.MkdirTemp(filepath.Dir(dir), ".system-*")
 	if err != nil {
 		return err
@@ -142,7 +146,7 @@ func makeSystem(ctx context.Context, dir string, k kernel, programs func(string)
 	if err := customise(ctx, tree); err != nil {
 		return err
 	}
-	if err := makeRepositories(ctx, tree, filepath.Join(work, "repositories"), k, programs); err != nil {
+	if err := makeRepositories(ctx, tree, filepath.Join(work, "repositories"), k, from, programs); err != nil {
 		return fmt.Errorf("repositories: %w", err)
 	}
 	if err := trim(tree); err != nil {

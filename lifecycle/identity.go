@@ -346,6 +346,7 @@ func (r *Rack) sameBoard(cfg *inventory.Config, m *inventory.Machine) (Record, b
 func (rec *Record) take(m *inventory.Machine) {
 	if !m.Has(rec.MAC) {
 		rec.MAC = m.MAC
+		rec.Node.Boot = Boot{} // of the hardware before
 	}
 	rec.Cards, rec.Enrolled = cardsText(m), false
 }

@@ -45,6 +45,7 @@ type Record struct {
 type Node struct {
 	CredentialHash string    `json:"credential_hash,omitempty"` // hex SHA-256 of what the install token was exchanged for
 	CredentialUsed bool      `json:"credential_used,omitempty"` // the machine has it: the install token is void
+	Boot           Boot      `json:"boot,omitzero"`             // what its firmware boots first; outlives an attempt
 	CPUs           int       `json:"cpus,omitempty"`            // as the machine told
 	MemoryMiB      int       `json:"memory_mib,omitempty"`      // as the machine told
 	Skew           Skew      `json:"skew,omitempty"`            // of its clock, when it called home
@@ -58,6 +59,13 @@ type Node struct {
 	Member         int       `json:"member,omitempty"`          // attempt that may be a node of the cluster; 0: none
 	TokenID        string    `json:"token_id,omitempty"`        // public half of a bootstrap token that may exist for it
 	Adopted        bool      `json:"adopted,omitempty"`         // a master has to look whether the cluster has it as Ready
+}
+
+// Boot is what a machine's firmware boots first, as its agent has told.
+type Boot struct {
+	Firmware     string `json:"firmware,omitempty"`      // bios, uefi; "": not known
+	NetworkFirst bool   `json:"network_first,omitempty"` // UEFI: the first boot entry leads to the network
+	First        string `json:"first,omitempty"`         // UEFI: label of that entry; "": not known
 }
 
 // Skew is by how much a machine's clock is ahead of the appliance's; negative: behind.

@@ -108,7 +108,7 @@ func (rec *Record) arm(to State) {
 // disown voids what the machine proved itself with. What its former self may have left in the cluster stays known.
 func (rec *Record) disown() {
 	rec.SecretHash = ""
-	rec.Node = Node{Member: rec.Node.Member, TokenID: rec.Node.TokenID}
+	rec.Node = Node{Member: rec.Node.Member, TokenID: rec.Node.TokenID, Boot: rec.Node.Boot}
 }
 
 // BeginInstall is the moment in which a machine's installer fetches its kickstart: the state becomes

@@ -10,6 +10,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"rackstrap/firstboot/agent"
+	"rackstrap/internal/efiboot"
 )
 
 // exitRefused ends an agent that the appliance no longer wants: RestartPreventExitStatus of its unit.
@@ -51,8 +52,43 @@ func (a *app) agentCommand() *cobra.Command {
 			return err
 		},
 	}
+	cmd.AddCommand(bootOrderCommand())
 	cmd.Flags().TextVar(&level, "log-level", slog.LevelInfo, "debug, info, warn or error")
 	cmd.Flags().StringVar(&root, "root", "", "look for the host's files and programs below `DIR`")
 	cmd.Flags().MarkHidden("root") // tests: several nodes on one host
+	return cmd
+}
+
+// bootOrderCommand is run by %post, and at every start of an installed machine.
+func bootOrderCommand() *cobra.Command {
+	var (
+		remember bool
+		root     string
+	)
+	cmd := &cobra.Command{
+		Use:   "boot-order",
+		Short: "Put the network first in the boot order of a UEFI machine, its own system second",
+		Args:  args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			firmware := efiboot.Host{Root: root, Memory: agent.BootMemory}
+			if remember {
+				if err := firmware.Remember(); err != nil && !errors.Is(err, efiboot.ErrBIOS) {
+					return err
+				}
+			}
+			report, err := firmware.Restore()
+			if errors.Is(err, efiboot.ErrBIOS) {
+				fmt.Fprintln(cmd.OutOrStdout(), err)
+				return nil
+			}
+			if report.First != "" || err == nil {
+				fmt.Fprintln(cmd.OutOrStdout(), report)
+			}
+			return err
+		},
+	}
+	cmd.Flags().BoolVar(&remember, "remember", false, "in an installation: note that what this installer was booted by is to be first")
+	cmd.Flags().StringVar(&root, "root", "", "look for the host's files below `DIR`")
+	cmd.Flags().MarkHidden("root") // tests
 	return cmd
 }

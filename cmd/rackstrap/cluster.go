@@ -46,7 +46,9 @@ func (a *app) reinstallCommand() *cobra.Command {
 			return client.Reinstall(ctx, name, o, saying(cmd))
 		})
 	cmd.Long = "Install a machine anew at its next network boot. A node of the cluster is drained and deleted from it\n" +
-		"first, with its etcd member, by a control plane; it joins again by itself once it is installed."
+		"first, with its etcd member, by a control plane; it joins again by itself once it is installed.\n" +
+		"It does not reboot the machine. What its firmware boots next is told, as far as it is known: a machine with UEFI\n" +
+		"that would boot its disk, and whose agent runs, is made to boot from the network once."
 	cmd.Flags().BoolVar(&o.Force, "force", false, "do not take it out of the cluster now: no control plane answers")
 	cmd.Flags().BoolVar(&o.ReleaseLock, "release-lock", false, "it holds the init lock, or is the only control plane: forget that cluster")
 	return cmd

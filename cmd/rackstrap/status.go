@@ -23,10 +23,23 @@ func statusTable(w io.Writer, st operator.Status) {
 	if st.Dropped > 0 {
 		fmt.Fprintf(w, "WARNING: %d observations were lost: is the disk full?\n", st.Dropped)
 	}
+	if names := diskFirst(st); len(names) > 0 {
+		fmt.Fprintf(w, "WARNING: the firmware does not boot the network first, as far as is known: %s; `rackstrap reinstall` says what to do then\n", strings.Join(names, ", "))
+	}
 	fmt.Fprintln(w)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	machinesTable(table, st)
 	table.Flush()
+}
+
+// diskFirst are the machines that are installed and would not boot from the network by themselves.
+func diskFirst(st operator.Status) (names []string) {
+	for _, m := range st.Machines {
+		if b := m.Record.Node.Boot; b.Firmware == "uefi" && !b.NetworkFirst && m.State != lifecycle.Armed && m.State != lifecycle.Installing {
+			names = append(names, m.Name)
+		}
+	}
+	return names
 }
 
 // clusterLines tell how far the cluster is: what it is, who leads, who is there.

@@ -88,3 +88,23 @@ func TestStatusOnOneScreen(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, string(want), screen.String(), "RACKSTRAP_UPDATE=1 go test ./cmd/rackstrap, if that is meant")
 }
+
+// Machines that would boot their disks when they are to be reinstalled.
+func TestStatusTellsOfTheBootOrder(t *testing.T) {
+	machine := func(name string, state lifecycle.State, boot lifecycle.Boot) lifecycle.Status {
+		return lifecycle.Status{Name: name, State: state, Record: lifecycle.Record{State: state, Node: lifecycle.Node{Boot: boot}}}
+	}
+	disk := lifecycle.Boot{Firmware: "uefi", First: "CentOS"}
+	st := operator.Status{Machines: []lifecycle.Status{
+		machine("good", lifecycle.Ready, lifecycle.Boot{Firmware: "uefi", NetworkFirst: true, First: "UEFI PXEv4"}),
+		machine("bios", lifecycle.Ready, lifecycle.Boot{Firmware: "bios"}),
+		machine("old", lifecycle.Ready, lifecycle.Boot{}),
+		machine("again", lifecycle.Installing, disk),
+		machine("armed", lifecycle.Armed, disk),
+	}}
+	require.Empty(t, diskFirst(st))
+	st.Machines = append(st.Machines, machine("knode1", lifecycle.Ready, disk), machine("knode2", lifecycle.Failed, disk))
+	var screen bytes.Buffer
+	statusTable(&screen, st)
+	require.Contains(t, screen.String(), "WARNING: the firmware does not boot the network first, as far as is known: knode1, knode2; ")
+}

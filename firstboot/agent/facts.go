@@ -22,7 +22,7 @@ const maxMACs = 32
 func (h *Host) Facts(ctx context.Context) api.Facts {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
-	f := api.Facts{CPUs: runtime.NumCPU(), Agent: h.o.Version, Clock: h.o.Now(), Joined: exists(h.path(kubeletConf))}
+	f := api.Facts{CPUs: runtime.NumCPU(), Agent: h.o.Version, Clock: h.o.Now(), Joined: exists(h.path(kubeletConf)), Boot: h.boot()}
 	f.Hostname, _ = os.Hostname()
 	interfaces, _ := net.Interfaces()
 	for _, i := range interfaces {

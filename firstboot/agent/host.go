@@ -138,6 +138,12 @@ func (j *job) do(ctx context.Context) (api.Result, error) {
 		return j.kubeconfig()
 	case api.Done: // the hosts file was all
 		return api.Result{}, nil
+	case api.BootNetwork:
+		entry, err := j.firmware().BootNetworkOnce()
+		if err != nil {
+			return api.Result{}, fatal(err)
+		}
+		return api.Result{BootEntry: entry}, nil
 	case api.Reset:
 		if err := j.leave(ctx); err != nil {
 			return api.Result{}, err
@@ -172,7 +178,7 @@ func (j *job) check() error {
 // ofMasters tells whether an action is for masters: the agent of a worker does not stay to be one.
 func ofMasters(action api.Action) bool {
 	switch action {
-	case api.Join, api.Reset, api.Done:
+	case api.Join, api.Reset, api.Done, api.BootNetwork:
 		return false
 	}
 	return true

@@ -656,3 +656,36 @@ func TestFacts(t *testing.T) {
 	require.NotEmpty(t, f.Kernel)
 	require.False(t, f.Joined)
 }
+
+// A machine tells what its firmware boots first, and boots the network the next time when it is asked to.
+func TestBootOrder(t *testing.T) {
+	c := newCluster(t)
+	h, root := c.host("knode1"), c.root("knode1")
+	require.Equal(t, api.Boot{Firmware: api.BIOS}, h.Facts(t.Context()).Boot)
+	ask := func() api.Result {
+		return h.Do(t.Context(), api.Work{ID: "boot-network.x", Action: api.BootNetwork, Seconds: 15}, func(string, int) {}).Result
+	}
+	r := ask()
+	require.False(t, r.OK)
+	require.Contains(t, r.Error, "BIOS")
+
+	vars := filepath.Join(root, "sys/firmware/efi/efivars")
+	require.NoError(t, os.MkdirAll(vars, 0o755))
+	require.Contains(t, h.Facts(t.Context()).Boot.Error, "cannot be read")
+	write := func(name, value string) {
+		require.NoError(t, os.WriteFile(filepath.Join(vars, name+"-8be4df61-93ca-11d2-aa0d-00e098032b8c"), []byte("\x07\x00\x00\x00"+value), 0o644))
+	}
+	// Active, a path of 4 bytes (its end), the label, the path.
+	write("Boot0001", "\x01\x00\x00\x00\x04\x00D\x00i\x00s\x00k\x00\x00\x00\x7f\xff\x04\x00")
+	write("Boot0002", "\x01\x00\x00\x00\x04\x00P\x00X\x00E\x00\x00\x00\x7f\xff\x04\x00")
+	write("BootOrder", "\x01\x00\x02\x00")
+	require.Equal(t, api.Boot{Firmware: api.UEFI, First: "Disk"}, h.Facts(t.Context()).Boot)
+	r = ask()
+	require.True(t, r.OK, r.Error)
+	require.Equal(t, "PXE", r.BootEntry)
+	next, err := os.ReadFile(filepath.Join(vars, "BootNext-8be4df61-93ca-11d2-aa0d-00e098032b8c"))
+	require.NoError(t, err)
+	require.Equal(t, "\x07\x00\x00\x00\x02\x00", string(next))
+	write("BootOrder", "\x02\x00\x01\x00")
+	require.Equal(t, api.Boot{Firmware: api.UEFI, NetworkFirst: true, First: "PXE"}, h.Facts(t.Context()).Boot)
+}

@@ -67,7 +67,25 @@ type Facts struct {
 	Agent      string    `json:"agent"`
 	Clock      time.Time `json:"clock"`  // of the machine, when it asked
 	Joined     bool      `json:"joined"` // a kubelet configuration of an earlier join lies on the disk
+	Boot       Boot      `json:"boot,omitzero"`
 }
+
+// Boot is what the machine's firmware boots first.
+type Boot struct {
+	Firmware     Firmware `json:"firmware,omitempty"`
+	NetworkFirst bool     `json:"network_first,omitempty"` // UEFI: the first boot entry leads to the network
+	First        string   `json:"first,omitempty"`         // UEFI: label of that entry
+	Error        string   `json:"error,omitempty"`         // UEFI: why it is not known
+}
+
+// Firmware is the kind of a machine's firmware; "": not told.
+type Firmware string
+
+// The kinds. What BIOS boots first no operating system can find out.
+const (
+	BIOS Firmware = "bios"
+	UEFI Firmware = "uefi"
+)
 
 // Credential is what the install token is exchanged for. As long as it was not used, the exchange can be repeated
 // (its answer was lost) and gives a new one; then the install token is void.
@@ -117,6 +135,7 @@ const (
 	VerifyCluster    Action = "verify-cluster"     // masters: the availability check
 	Kubeconfig       Action = "kubeconfig"         // masters: admin.conf
 	Reset            Action = "reset"              // kubeadm reset -f
+	BootNetwork      Action = "boot-network"       // UEFI: boot from the network the next time (BootNext)
 	Done             Action = "done"               // workers: the node is Ready, the agent may end for good
 )
 
@@ -183,6 +202,7 @@ type Result struct {
 	Nodes          []Node   `json:"nodes,omitempty"`           // list-nodes: as many as fit into MaxBody
 	Partial        bool     `json:"partial,omitempty"`         // list-nodes: there are more
 	Kubeconfig     string   `json:"kubeconfig,omitempty"`      // kubeconfig
+	BootEntry      string   `json:"boot_entry,omitempty"`      // boot-network: label of the entry
 	Missing        []string `json:"missing,omitempty"`         // init, join…: images that kubeadm needs and that are not there
 }
 

@@ -29,7 +29,7 @@ var allowed = map[string][]string{
 	"cluster":            {"inventory", "lifecycle", "firstboot/api"},
 	"firstboot":          {"inventory", "lifecycle", "cluster", "firstboot/api", "internal/httpserve"},
 	"firstboot/api":      {},
-	"firstboot/agent":    {"firstboot/api"},
+	"firstboot/agent":    {"firstboot/api", "internal/efiboot"},
 	"repo":               {"media", "internal/rpm"},
 	"syslog":             {"inventory", "lifecycle"},
 	"lab/kube":           {},
@@ -49,6 +49,7 @@ var allowed = map[string][]string{
 	"internal/httpserve": {},
 	"internal/shlex":     {},
 	"internal/rpm":       {},
+	"internal/efiboot":   {},
 	"internal/fakenode":  {"firstboot/api"},
 	"internal/repotest":  {},
 }

@@ -39,20 +39,23 @@ func (j *job) bootLoader(ctx context.Context) error {
 	return nil
 }
 
-// grubUEFI lays GRUB where CentOS has it, and where firmware looks that has forgotten its boot entries; CentOS's
-// shim is found there too. --leavebootorder makes the entry without putting it first (efibootmgr -C), so that
-// the machine keeps booting from the network.
+// Files on the EFI system partition, as the packages of EL lay them: shim and its fallback where firmware looks that
+// has no boot entry, and shim and GRUB where the entry points.
+const (
+	efiDirectory = "EFI/centos"
+	efiLoader    = `\EFI\centos\shimx64.efi`
+)
+
+// grubUEFI lays GRUB beside the shim that its package has laid, and makes the boot entry.
 func (j *job) grubUEFI(ctx context.Context) error {
 	if _, err := j.target.run(ctx, "/usr/sbin/grub-install", "--target=x86_64-efi", "--efi-directory=/boot/efi", "--bootloader-id=centos",
 		"--no-nvram"); err != nil {
 		return err
 	}
-	loader, err := os.ReadFile(j.target.path("/boot/efi/EFI/centos/grubx64.efi"))
-	if err != nil {
-		return err
-	}
-	if err := j.target.write("/boot/efi/EFI/BOOT/BOOTX64.EFI", string(loader), 0o700); err != nil {
-		return err
+	for _, name := range []string{efiDirectory + "/shimx64.efi", efiDirectory + "/grubx64.efi", "EFI/BOOT/BOOTX64.EFI"} {
+		if _, err := os.Stat(j.target.path("/boot/efi/" + name)); err != nil {
+			return err
+		}
 	}
 	if _, err := os.Stat("/sys/firmware/efi/efivars"); err != nil {
 		return nil
@@ -63,16 +66,51 @@ func (j *job) grubUEFI(ctx context.Context) error {
 			number = i
 		}
 	}
-	create := "--create"
-	if j.plan.loader.leaveBootOrder {
-		create = "--create-only"
-	}
-	if _, err := j.target.run(ctx, "/usr/bin/efibootmgr", create, "--quiet", "--disk", j.disk.device(), "--part", fmt.Sprint(number),
-		"--label", "CentOS", "--loader", `\EFI\centos\grubx64.efi`); err != nil {
+	if err := j.bootEntry(ctx, number); err != nil {
 		// Anaconda asks whether to go on; without an entry the machine still boots by EFI/BOOT.
 		j.log.line(severityWarn, "anaconda", "%v", err)
 	}
 	return nil
+}
+
+// bootEntry removes the product's old entries and makes one, with the program and the arguments that Anaconda uses.
+func (j *job) bootEntry(ctx context.Context, partition int) error {
+	removes, create := j.distribution.bootEntry(j.plan.loader.leaveBootOrder)
+	if removes {
+		listed, err := j.target.run(ctx, "/usr/bin/efibootmgr")
+		if err != nil {
+			return err
+		}
+		for _, number := range entriesLabelled(listed, j.distribution.product) {
+			if _, err := j.target.run(ctx, "/usr/bin/efibootmgr", "-b", number, "-B"); err != nil {
+				return err
+			}
+		}
+	}
+	_, err := j.target.run(ctx, "/usr/bin/efibootmgr", create, "-w", "-L", j.distribution.product, "-d", j.disk.device(), "-p", fmt.Sprint(partition), "-l", efiLoader)
+	return err
+}
+
+// bootEntry is what --leavebootorder does. Anaconda 21.48 knows it as "leave the old entry": without it the product's
+// entries are removed, and the new one becomes the first in any case (pyanaconda/bootloader.py, EFIGRUB.install and
+// _add_single_efi_boot_target). Anaconda 34 leaves the order, too: the entry is made outside of it
+// (modules/storage/bootloader/efi.py).
+func (d distribution) bootEntry(leaveBootOrder bool) (removes bool, create string) {
+	if leaveBootOrder && d.major >= 9 {
+		return false, "-C"
+	}
+	return !leaveBootOrder, "-c"
+}
+
+// entriesLabelled finds the numbers of boot entries as Anaconda does, which takes the rest of a line for the label.
+func entriesLabelled(listed, label string) (numbers []string) {
+	for line := range strings.Lines(listed) {
+		slot, product, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if strings.TrimSpace(product) == label && len(slot) >= 8 && strings.HasPrefix(slot, "Boot") {
+			numbers = append(numbers, slot[4:8])
+		}
+	}
+	return numbers
 }
 
 // keptArgs are arguments of the installer's kernel that Anaconda hands on to the installed one.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -18,13 +19,16 @@ func (j *job) loadMedium(ctx context.Context) error {
 		return err
 	}
 	header := http.Header{"User-Agent": {yumName}}
-	_, err = fetchBytes(ctx, j.client, base+"/.treeinfo", header)
+	treeinfo, err := fetchBytes(ctx, j.client, base+"/.treeinfo", header)
 	var status *statusError
 	if errors.As(err, &status) && status.status == http.StatusNotFound {
-		_, err = fetchBytes(ctx, j.client, base+"/treeinfo", header)
+		treeinfo, err = fetchBytes(ctx, j.client, base+"/treeinfo", header)
 	}
 	if err != nil {
 		return fmt.Errorf("installation tree: %w", err)
+	}
+	if j.distribution, err = distributionOf(treeinfo); err != nil {
+		return err
 	}
 	j.medium = &repository{id: "anaconda", base: base, client: j.client}
 	if err := j.medium.load(ctx, ""); err != nil {
@@ -36,6 +40,22 @@ func (j *job) loadMedium(ctx context.Context) error {
 	}
 	j.say("%d packages wanted of %d on the medium", len(wanted), len(j.medium.packages))
 	return nil
+}
+
+// distribution is what a medium holds, as its .treeinfo has it.
+type distribution struct {
+	product string // CentOS, Rocky Linux
+	major   int
+}
+
+func distributionOf(treeinfo []byte) (distribution, error) {
+	d := distribution{product: iniValue(treeinfo, "family")}
+	major, _, _ := strings.Cut(iniValue(treeinfo, "version"), ".")
+	var err error
+	if d.major, err = strconv.Atoi(major); err != nil || d.product == "" {
+		return d, fmt.Errorf("installation tree: .treeinfo names no family and version")
+	}
+	return d, nil
 }
 
 // bootPackages are what Anaconda adds for the boot loader, by firmware.

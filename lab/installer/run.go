@@ -50,17 +50,18 @@ const (
 // job is one installation.
 type job struct {
 	Options
-	args   map[string]string // kernel arguments; the last one counts
-	lab    system            // the installer's own
-	target system            // the installed one
-	plan   *plan
-	ks     *kickstart
-	text   []byte // of the kickstart
-	log    *logs
-	client *http.Client
-	disk   *storage // nil for a Root
-	medium *repository
-	reset  <-chan struct{} // closed when a program of the machine has rebooted it; for a Root
+	args         map[string]string // kernel arguments; the last one counts
+	lab          system            // the installer's own
+	target       system            // the installed one
+	plan         *plan
+	ks           *kickstart
+	text         []byte // of the kickstart
+	log          *logs
+	client       *http.Client
+	disk         *storage // nil for a Root
+	medium       *repository
+	distribution distribution    // of the medium
+	reset        <-chan struct{} // closed when a program of the machine has rebooted it; for a Root
 }
 
 // Run installs. When an installation stops, the machine stands as it would with Anaconda, and Run does not return before

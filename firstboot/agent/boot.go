@@ -1,0 +1,25 @@
+package agent
+
+import (
+	"errors"
+
+	"rackstrap/firstboot/api"
+	"rackstrap/internal/efiboot"
+)
+
+// BootMemory is the file with the boot entry that is to be the first one.
+const BootMemory = defaultState + "/boot-order"
+
+func (h *Host) firmware() efiboot.Host { return efiboot.Host{Root: h.o.Root, Memory: BootMemory} }
+
+// boot looks what the firmware boots first.
+func (h *Host) boot() api.Boot {
+	switch r, err := h.firmware().Look(); {
+	case errors.Is(err, efiboot.ErrBIOS):
+		return api.Boot{Firmware: api.BIOS}
+	case err != nil:
+		return api.Boot{Firmware: api.UEFI, Error: oneLine(err.Error(), 300)}
+	default:
+		return api.Boot{Firmware: api.UEFI, NetworkFirst: r.NetworkFirst, First: oneLine(r.First, 100)}
+	}
+}

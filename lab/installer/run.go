@@ -60,6 +60,8 @@ type job struct {
 	client *http.Client
 	disk   *storage // nil for a Root
 	medium *repository
+
+	connections []connection // the network cards' configurations that were written
 }
 
 // Run installs. A failure has been reported by the kickstart's %onerror, and on the console, when it returns.
@@ -116,7 +118,7 @@ func (j *job) run(ctx context.Context) (Outcome, error) {
 // install is the order of Anaconda's work.
 func (j *job) install(ctx context.Context) error {
 	for _, step := range []func(context.Context) error{
-		j.dracut, j.pre, j.readPlan, j.loadMedium, j.partition, j.layDown, j.installPackages, j.configure, j.bootLoader, j.post, j.finish,
+		j.dracut, j.pre, j.readPlan, j.loadMedium, j.partition, j.layDown, j.installPackages, j.configure, j.bootLoader, j.post, j.setRoutes, j.finish,
 	} {
 		if err := step(ctx); err != nil {
 			return err

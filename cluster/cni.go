@@ -28,9 +28,10 @@ var flannelText string
 
 var flannel = template.Must(template.New("flannel.yaml").Option("missingkey=error").Parse(flannelText))
 
-// CNIManifest is what the first master applies once its API answers: flannel's, with the cluster's pod network; or the
+// CNIManifest is that of the pod network: flannel's, with the cluster's pod network; or the
 // file that the configuration names, if that fits the pod network; or nothing.
-func CNIManifest(c inventory.Cluster) (string, error) {
+func CNIManifest(cfg *inventory.Config) (string, error) {
+	c := cfg.Cluster
 	if c.CNI == "none" {
 		return "", nil
 	}
@@ -42,6 +43,10 @@ func CNIManifest(c inventory.Cluster) (string, error) {
 		if text, err = fitManifest(text, c.PodCIDR); err != nil {
 			return "", fmt.Errorf("cluster.cni_manifest: %s: %w", c.CNIManifest, err)
 		}
+		if network, ok := isolated(cfg); ok && flannelByRoute(text) {
+			return "", fmt.Errorf("cluster.cni_manifest: %s: flannel looks for its network card by the default route, and %v has no gateway: "+
+				"give flanneld --iface=$(NODE_IP), with status.hostIP as NODE_IP", c.CNIManifest, network)
+		}
 		return text, nil
 	}
 	if c.CNI != "flannel" {
@@ -52,6 +57,28 @@ func CNIManifest(c inventory.Cluster) (string, error) {
 		"PodCIDR": c.PodCIDR.String(), "Image": c.FlannelImage, "CNIImage": c.FlannelCNIImage,
 	})
 	return out.String(), err
+}
+
+// isolated finds a network of machines that has no gateway, and so no default route.
+func isolated(cfg *inventory.Config) (netip.Prefix, bool) {
+	for _, m := range cfg.Machines {
+		if s, ok := cfg.SubnetOf(m.IP); ok && !s.Gateway.IsValid() {
+			return s.Prefix, true
+		}
+	}
+	return netip.Prefix{}, false
+}
+
+// What flanneld is started with when it takes the pods' networks from Kubernetes, and what it finds its card by then, as
+// options or in the environment (main.go and FLANNELD_ in flannel 0.22).
+var (
+	flannelStart = regexp.MustCompile(`(?m)^[^#\n]*--?kube-subnet-mgr`)
+	flannelCard  = regexp.MustCompile(`(?m)^[^#\n]*(--?(iface|iface-regex|iface-can-reach|public-ip)|FLANNELD_(IFACE|IFACE_REGEX|IFACE_CAN_REACH|PUBLIC_IP))([^\w-]|$)`)
+)
+
+// flannelByRoute tells whether a manifest starts a flannel that takes the card of the default route.
+func flannelByRoute(text string) bool {
+	return flannelStart.MatchString(text) && !flannelCard.MatchString(text)
 }
 
 func readManifest(path string) (string, error) {

@@ -56,14 +56,15 @@ func golden(t *testing.T, name, text string) {
 }
 
 func TestFlannel(t *testing.T) {
-	c := inventory.Default().Cluster
+	c := inventory.Default()
 	text, err := CNIManifest(c)
 	require.NoError(t, err)
 	golden(t, "flannel.yaml", text)
-	fitted, err := fitManifest(text, c.PodCIDR)
+	fitted, err := fitManifest(text, c.Cluster.PodCIDR)
 	require.NoError(t, err, "it is held to what others are held to")
 	require.Equal(t, text, fitted)
-	c.CNI = "none"
+	require.False(t, flannelByRoute(text))
+	c.Cluster.CNI = "none"
 	text, err = CNIManifest(c)
 	require.NoError(t, err)
 	require.Empty(t, text)
@@ -71,7 +72,8 @@ func TestFlannel(t *testing.T) {
 
 func TestOwnManifest(t *testing.T) {
 	dir := t.TempDir()
-	c := inventory.Default().Cluster
+	cfg := inventory.Default()
+	c := &cfg.Cluster
 	c.CNI, c.CNIManifest = "calico", dir+"/cni.yaml"
 	const object = "apiVersion: v1\nkind: ConfigMap\n"
 	for name, m := range map[string]struct{ text, want, fault string }{
@@ -89,7 +91,7 @@ func TestOwnManifest(t *testing.T) {
 		"far too large":     {text: object + strings.Repeat("# x\n", maxManifest/4), fault: "is larger than 1024 KiB"},
 	} {
 		require.NoError(t, os.WriteFile(c.CNIManifest, []byte(m.text), 0o600))
-		got, err := CNIManifest(c)
+		got, err := CNIManifest(cfg)
 		if m.fault != "" {
 			require.ErrorContains(t, err, m.fault, name)
 			require.ErrorContains(t, err, "cluster.cni_manifest", name)
@@ -99,8 +101,37 @@ func TestOwnManifest(t *testing.T) {
 		require.Equal(t, m.want, got, name)
 	}
 	c.CNIManifest = ""
-	_, err := CNIManifest(c)
+	_, err := CNIManifest(cfg)
 	require.ErrorContains(t, err, "the manifest of calico is not built in")
+}
+
+// A flannel that looks for its card by the default route finds none where there is no gateway.
+func TestOwnFlannelOfAnIsolatedRack(t *testing.T) {
+	cfg := inventory.Default()
+	cfg.Cluster.CNIManifest = filepath.Join(t.TempDir(), "flannel.yaml")
+	for args, byRoute := range map[string]bool{
+		"--ip-masq\n    - --kube-subnet-mgr":                           true,
+		"--kube-subnet-mgr\n    - --iface-regex-of-nobody=x # --iface": true,
+		"--kube-subnet-mgr\n    # - --iface=eth0":                      true,
+		"--kube-subnet-mgr\n    - --iface=$(NODE_IP)":                  false,
+		"--kube-subnet-mgr\n    - --iface-can-reach=10.10.10.1":        false,
+		"--kube-subnet-mgr\n    - --public-ip=$(NODE_IP)":              false,
+		"--kube-subnet-mgr\n    env: [{name: FLANNELD_IFACE}]":         false,
+		"--of-another-plugin":                                          false,
+	} {
+		text := "apiVersion: v1\nkind: Pod\nspec:\n  containers:\n  - args:\n    - " + args + "\n"
+		require.NoError(t, os.WriteFile(cfg.Cluster.CNIManifest, []byte(text), 0o600))
+		cfg.Network.Gateway = netip.MustParseAddr("10.10.10.121")
+		_, err := CNIManifest(cfg)
+		require.NoError(t, err, args)
+		cfg.Network.Gateway = netip.Addr{}
+		_, err = CNIManifest(cfg)
+		if byRoute {
+			require.ErrorContains(t, err, "flannel looks for its network card by the default route, and 10.10.10.0/24 has no gateway", args)
+			continue
+		}
+		require.NoError(t, err, args)
+	}
 }
 
 // Whatever the inventory lets through stays one value of the document that it belongs to.

@@ -318,7 +318,7 @@ func (c *Coordinator) handReset(ctx context.Context, m lifecycle.Member) (*api.W
 func (c *Coordinator) handInit(ctx context.Context, m lifecycle.Member) (*api.Work, error) {
 	rack, name, attempt := c.o.Rack, m.Machine.Name, m.Record.Attempt
 	cfg := rack.Config()
-	manifest, err := CNIManifest(cfg.Cluster)
+	manifest, err := manifests(cfg)
 	if err != nil {
 		return nil, err
 	}

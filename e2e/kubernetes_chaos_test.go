@@ -3,20 +3,15 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"math/rand/v2"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
-	"rackstrap/internal/testenv"
 	"rackstrap/lab"
-	"rackstrap/lab/kube"
 	"rackstrap/lifecycle"
 )
 
@@ -28,33 +23,17 @@ func TestRealChaos(t *testing.T) {
 	if rounds == 0 {
 		t.Skip("minutes for each round: `make chaos-kubernetes` runs it")
 	}
-	testenv.NeedRoot(t)
-	testenv.NeedTool(t, "ip", "nsenter", "setpriv", "mmdebstrap", "createrepo_c", "bash")
 	seed := number(t, "RACKSTRAP_CHAOS_SEED", 1)
-	programs, err := kube.Build(t.Context(), "", slog.New(slog.NewTextHandler(t.Output(), nil)))
-	require.NoError(t, err)
 	for n := range rounds {
-		t.Run(fmt.Sprintf("seed%d", seed+n), func(t *testing.T) { realChaosRound(t, uint64(seed+n), programs.Path("kubectl")) })
+		t.Run(fmt.Sprintf("seed%d", seed+n), func(t *testing.T) { realChaosRound(t, uint64(seed+n)) })
 	}
 }
 
-func realChaosRound(t *testing.T, seed uint64, kubectl string) {
-	state, err := os.MkdirTemp("/var/tmp", "rackstrap-e2e-")
-	require.NoError(t, err)
-	t.Cleanup(func() { os.RemoveAll(state) })
-	config := filepath.Join(state, "config.yaml")
-	text := strings.Replace(kubeConfig, "{docker: false}", "{docker: false, attempts: 20}", 1)
-	text = text[:strings.Index(text, "  - {name: knode3")]
-	require.NoError(t, os.WriteFile(config, []byte(text), 0o600))
-	r := &kubeRack{virtualRack: &virtualRack{t: t, name: fmt.Sprintf("e2ec%d", os.Getpid()), state: filepath.Join(state, "lab")}, kubectl: kubectl}
-	t.Cleanup(func() {
-		if t.Failed() {
-			r.tellLogs()
-		}
-		rackstrap(t, "lab", "--name", r.name, "--state", r.state, "down")
-	})
-	up := []string{"--config", config, "lab", "--name", r.name, "--state", r.state, "up", "--firmware", "namespace", "--off"}
-	rackstrap(t, up...)
+func realChaosRound(t *testing.T, seed uint64) {
+	text := strings.Replace(kubeConfig, "  docker: false", "  docker: false\n  attempts: 20", 1)
+	r := newKubeRack(t, "e2ec", text[:strings.Index(text, "  - {name: knode3")])
+	up := []string{"--second-nic", twoNICs, "--off"}
+	r.up(up...)
 
 	r.begun, r.last = time.Now(), time.Now()
 	machines := []string{"kmaster", "kmaster2", "kmaster3", "knode1", "knode2"}
@@ -65,7 +44,7 @@ func realChaosRound(t *testing.T, seed uint64, kubectl string) {
 		if random.IntN(3) == 0 {
 			r.killAppliance()
 			time.Sleep(time.Duration(random.IntN(6)) * time.Second)
-			rackstrap(t, up...)
+			r.up(up...)
 			r.step("the appliance was killed and started again")
 			continue
 		}

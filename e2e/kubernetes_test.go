@@ -32,13 +32,30 @@ type kubeRack struct {
 	line    []string // the timeline
 }
 
+// kubeConfig is an isolated rack: there is no gateway and no name server. Two of its machines (twoNICs) have a second NIC
+// in another network, which their default route leads through, as that of a machine whose office network has DHCP.
 const kubeConfig = `
 server: {interface: rack0, address: 10.10.10.1}
 network:
   subnet: 10.10.10.0/24
   dhcp: {pool: 10.10.10.200-10.10.10.250}
 media: [{name: centos-7.9, iso: /nowhere/lab.iso}]
-install: {docker: false}
+install:
+  docker: false
+  post_scripts:
+    - |
+      #!/bin/sh
+      cat >/etc/systemd/network/05-office.network <<'END'
+      [Match]
+      Name=eth1
+      [Link]
+      RequiredForOnline=no
+      [Network]
+      Address=192.168.50.5/24
+      Gateway=192.168.50.1
+      LinkLocalAddressing=no
+      IPv6AcceptRA=no
+      END
 cluster: {name: e2e}
 machines:
   - {name: kmaster,  mac: "52:54:00:e2:e0:80", ip: 10.10.10.80, role: control-plane, disk: sda}
@@ -48,6 +65,9 @@ machines:
   - {name: knode2,   mac: "52:54:00:e2:e0:92", ip: 10.10.10.92, role: worker, disk: sda}
   - {name: knode3,   mac: "52:54:00:e2:e0:93", ip: 10.10.10.93, role: worker, disk: sda}
 `
+
+// twoNICs are the machines that have a second NIC, for the option --second-nic.
+const twoNICs = "kmaster2,knode1"
 
 // step ends a step of the story, with the time that it took.
 func (r *kubeRack) step(format string, args ...any) {
@@ -95,8 +115,11 @@ func (r *kubeRack) awaitReady(limit time.Duration, machines ...string) {
 }
 
 type kubeNode struct {
-	Metadata struct{ Name, UID string }
-	Status   struct {
+	Metadata struct {
+		Name, UID   string
+		Annotations map[string]string
+	}
+	Status struct {
 		Conditions []struct{ Type, Status string }
 		Addresses  []struct{ Type, Address string }
 	}
@@ -117,17 +140,11 @@ func (r *kubeRack) nodes() map[string]kubeNode {
 	}
 }
 
-// askNodes asks the cluster once, from the appliance's host: with a kubeconfig that is fetched just now.
+// askNodes asks the cluster once.
 func (r *kubeRack) askNodes() (map[string]kubeNode, error) {
-	command := fmt.Sprintf("%s --kubeconfig <(%s --config %s kubeconfig) get nodes -o json", r.kubectl, binary, filepath.Join(r.state, "rackstrap.yaml"))
-	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, "ip", "netns", "exec", r.name, "bash", "-c", command)
-	var complaint bytes.Buffer
-	cmd.Stderr = &complaint
-	out, err := cmd.Output()
+	out, err := r.kubectlOnce("", "get", "nodes", "-o", "json")
 	if err != nil {
-		return nil, fmt.Errorf("kubectl get nodes: %w: %s", err, complaint.String())
+		return nil, err
 	}
 	var list struct{ Items []kubeNode }
 	if err := json.Unmarshal(out, &list); err != nil {
@@ -138,6 +155,21 @@ func (r *kubeRack) askNodes() (map[string]kubeNode, error) {
 		found[n.Metadata.Name] = n
 	}
 	return found, nil
+}
+
+// kubectlOnce runs kubectl on the appliance's host, with a kubeconfig that is fetched just now.
+func (r *kubeRack) kubectlOnce(input string, args ...string) ([]byte, error) {
+	command := fmt.Sprintf(`%s --kubeconfig <(%s --config %s kubeconfig) "$@"`, r.kubectl, binary, filepath.Join(r.state, "rackstrap.yaml"))
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "ip", append([]string{"netns", "exec", r.name, "bash", "-c", command, "kubectl"}, args...)...)
+	var complaint bytes.Buffer
+	cmd.Stdin, cmd.Stderr = strings.NewReader(input), &complaint
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("kubectl %s: %w: %s", strings.Join(args, " "), err, complaint.String())
+	}
+	return out, nil
 }
 
 func (n kubeNode) ready() bool {
@@ -193,15 +225,14 @@ func (r *kubeRack) validate(on, kind, machine string) {
 	require.NotContains(r.t, string(out), "unknown field")
 }
 
-// Done-when 1 of the last stage: from power-on to a real cluster, and what its life brings, with the real kubeadm,
-// kubelet, containerd, etcd and flannel. The machines are namespaces: docs/namespace-machines.md.
-func TestRealKubernetes(t *testing.T) {
+// newKubeRack prepares a rack and takes it down at the end, whatever happened.
+func newKubeRack(t *testing.T, name, text string) *kubeRack {
+	t.Helper()
 	if testing.Short() {
 		t.Skip("builds and boots a real cluster: not in -short")
 	}
 	testenv.NeedRoot(t)
 	testenv.NeedTool(t, "ip", "nsenter", "setpriv", "mmdebstrap", "createrepo_c", "bash")
-
 	// The first time this takes ten minutes. The state is not in t.TempDir: an overlay's layer wants a plain file system.
 	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Minute)
 	defer cancel()
@@ -210,9 +241,8 @@ func TestRealKubernetes(t *testing.T) {
 	state, err := os.MkdirTemp("/var/tmp", "rackstrap-e2e-")
 	require.NoError(t, err)
 	t.Cleanup(func() { os.RemoveAll(state) })
-	config := filepath.Join(state, "config.yaml")
-	require.NoError(t, os.WriteFile(config, []byte(kubeConfig), 0o600))
-	r := &kubeRack{virtualRack: &virtualRack{t: t, name: fmt.Sprintf("e2ek%d", os.Getpid()), state: filepath.Join(state, "lab")},
+	require.NoError(t, os.WriteFile(filepath.Join(state, "config.yaml"), []byte(text), 0o600))
+	r := &kubeRack{virtualRack: &virtualRack{t: t, name: fmt.Sprintf("%s%d", name, os.Getpid()), state: filepath.Join(state, "lab")},
 		kubectl: programs.Path("kubectl")}
 	t.Cleanup(func() {
 		if t.Failed() {
@@ -220,9 +250,27 @@ func TestRealKubernetes(t *testing.T) {
 		}
 		rackstrap(t, "lab", "--name", r.name, "--state", r.state, "down")
 	})
-	up := exec.CommandContext(ctx, binary, "--config", config, "lab", "--name", r.name, "--state", r.state, "up", "--firmware", "namespace", "--off")
-	up.Stdout, up.Stderr = t.Output(), t.Output()
-	require.NoError(t, up.Run())
+	return r
+}
+
+// up puts the rack up, or what is missing of it.
+func (r *kubeRack) up(args ...string) string {
+	r.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Minute)
+	defer cancel()
+	config := filepath.Join(filepath.Dir(r.state), "config.yaml")
+	cmd := exec.CommandContext(ctx, binary, append([]string{"--config", config, "lab", "--name", r.name, "--state", r.state, "up", "--firmware", "namespace"}, args...)...)
+	out, err := cmd.CombinedOutput()
+	r.t.Logf("%s", out)
+	require.NoError(r.t, err)
+	return string(out)
+}
+
+// Done-when 1 of the last stage: from power-on to a real cluster, and what its life brings, with the real kubeadm,
+// kubelet, containerd, etcd and flannel. The machines are namespaces: docs/namespace-machines.md.
+func TestRealKubernetes(t *testing.T) {
+	r := newKubeRack(t, "e2ek", kubeConfig)
+	r.up("--second-nic", twoNICs, "--off")
 
 	// From power-on to a cluster.
 	r.begun, r.last = time.Now(), time.Now()
@@ -260,12 +308,14 @@ func TestRealKubernetes(t *testing.T) {
 
 	r.do("verify")
 	r.step("verify: a web server answers at every node's address")
+	r.requireNetwork(before)
+	r.step("every node announces the address of the list, and pods, hosts and services reach one another")
 
 	// More masters, both at once: they join one after the other.
 	masters := []string{"kmaster2", "kmaster3"}
 	r.power("on", masters...)
 	r.awaitReady(15*time.Minute, masters...)
-	r.requireNodes(append(first, masters...)...)
+	requireAnnounced(t, r.requireNodes(append(first, masters...)...))
 	members := r.inside("kmaster", "kubectl", "--kubeconfig", "/etc/kubernetes/admin.conf", "-n", "kube-system", "exec", "etcd-kmaster", "--",
 		"etcdctl", "--cacert", "/etc/kubernetes/pki/etcd/ca.crt", "--cert", "/etc/kubernetes/pki/etcd/peer.crt",
 		"--key", "/etc/kubernetes/pki/etcd/peer.key", "member", "list")
@@ -299,6 +349,17 @@ func TestRealKubernetes(t *testing.T) {
 	r.step("the status says that kmaster is not Ready")
 
 	t.Logf("from power-on:\n%s", strings.Join(r.line, "\n"))
+}
+
+// `lab up --wait` of machines that have neither disk nor login prompt ends once they have called home; said again, at once.
+func TestLabUpWaitsForNamespaces(t *testing.T) {
+	r := newKubeRack(t, "e2ew", kubeConfig[:strings.Index(kubeConfig, "  - {name: kmaster2")])
+	out := r.up("--wait", "10m")
+	require.Regexp(t, `(?s)kmaster +installer reached.*kmaster +installation finished: reboot.*kmaster +runs from its disk: `, out)
+	r.power("reset", "kmaster")
+	begun := time.Now()
+	require.Regexp(t, `kmaster +runs from its disk: `, r.up("--wait", "10m"))
+	require.Less(t, time.Since(begun), time.Minute, "it was there already")
 }
 
 // tellLogs shows the ends of the logs: of the appliance and of each machine's life.

@@ -19,6 +19,7 @@ func (k *checker) all() {
 	k.media()
 	k.repos()
 	k.machines(subnets)
+	k.gateways(subnets)
 	k.controlPlanes()
 	k.logins()
 	k.serverAddress()

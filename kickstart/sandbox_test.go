@@ -79,6 +79,7 @@ func newSandbox(t *testing.T) *sandbox {
 	s.write("etc/yum.repos.d/CentOS-Base.repo", "[base]\nmirrorlist=http://gone/\n")
 	s.write("etc/yum.repos.d/own.repo", "[own]\n")
 	s.write("lib/modules/3.10.0-1160.el7.x86_64/kernel/nf_conntrack_ipv4.ko.xz", "")
+	s.write("etc/sysconfig/network-scripts/ifcfg-ens192", "HWADDR=52:54:00:00:00:81\nTYPE=Ethernet\nIPADDR=10.10.10.81\nPREFIX=24\n")
 	s.write("dev/null", "")
 	s.write("agent", testAgent)
 	s.write("verdict", `{"next":"go-on"}200`)

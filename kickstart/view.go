@@ -31,6 +31,8 @@ type view struct {
 	Keys               []string
 	SELinux            string
 	Hosts              string // the lines of a hosts file
+	Routes             []route
+	AddressPattern     string // finds the machine's address in the configuration of its cards
 
 	Disk        inventory.Disk
 	VolumeGroup string // of the machine's own, for a disk of another machine may be put in beside
@@ -113,6 +115,7 @@ func newView(in Input, p *profile) (*view, error) {
 	if v.Hosts, err = hosts(c); err != nil {
 		return nil, err
 	}
+	v.Routes, v.AddressPattern = routesOf(c, subnet), addressPattern(m.IP)
 	if subnet.Gateway.IsValid() {
 		v.Gateway = subnet.Gateway.String()
 	}

@@ -44,8 +44,11 @@ const (
 	exitReboot   = 10
 )
 
-// rackNIC is the machine's interface on the rack's network.
-const rackNIC = "eth0"
+// rackNIC is the machine's interface on the rack's network; spareNIC is the one of Machine.SecondNIC.
+const (
+	rackNIC  = "eth0"
+	spareNIC = "eth1"
+)
 
 // stage is what a stage is told.
 type stage struct {
@@ -221,23 +224,32 @@ func (b *board) order(kernelArgs string) stage {
 	}
 }
 
-// plug makes the machine's network namespace anew, with its NIC on the rack's bridge.
+// plug makes the machine's network namespace anew, with its NIC on the rack's bridge. The other end of a second NIC is
+// up, on no bridge: there is a carrier, and nobody who answers.
 func (b *board) plug(ctx context.Context) error {
 	m := b.machine
 	// The port goes first: an interface pair in a dying namespace goes only some time later.
-	ip(ctx, "-n", b.state.Namespace, "link", "del", m.Tap)
+	spare := m.Tap + "spare"
+	for _, port := range []string{m.Tap, spare} {
+		ip(ctx, "-n", b.state.Namespace, "link", "del", port)
+	}
 	if netnsInode(m.Netns) != 0 {
 		if err := removeNetns(ctx, m.Netns); err != nil {
 			return err
 		}
 	}
-	for _, args := range [][]string{
-		{"netns", "add", m.Netns},
-		{"-n", m.Netns, "link", "set", "lo", "up"},
-		{"-n", b.state.Namespace, "link", "add", m.Tap, "type", "veth", "peer", "name", rackNIC, "address", m.Machine.MAC.String(), "netns", m.Netns},
-		{"-n", b.state.Namespace, "link", "set", m.Tap, "master", b.state.Bridge, "up"},
-		{"-n", m.Netns, "link", "set", rackNIC, "up"},
-	} {
+	steps := [][]string{{"netns", "add", m.Netns}, {"-n", m.Netns, "link", "set", "lo", "up"}}
+	cable := func(port, nic string, mac net.HardwareAddr, up ...string) {
+		steps = append(steps,
+			[]string{"-n", b.state.Namespace, "link", "add", port, "type", "veth", "peer", "name", nic, "address", mac.String(), "netns", m.Netns},
+			append([]string{"-n", b.state.Namespace, "link", "set", port, "up"}, up...),
+			[]string{"-n", m.Netns, "link", "set", nic, "up"})
+	}
+	if m.SecondNIC {
+		cable(spare, spareNIC, spareMAC(m.Machine.MAC))
+	}
+	cable(m.Tap, rackNIC, m.Machine.MAC, "master", b.state.Bridge)
+	for _, args := range steps {
 		if _, err := ip(ctx, args...); err != nil {
 			return err
 		}

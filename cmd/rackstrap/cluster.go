@@ -136,6 +136,6 @@ func (a *app) verifyCommand() *cobra.Command {
 
 // checkCluster renders what kubeadm and kubectl are given, so that a fault shows before a machine does.
 func checkCluster(cfg *inventory.Config) error {
-	_, err := cluster.CNIManifest(cfg.Cluster)
+	_, err := cluster.CNIManifest(cfg)
 	return err
 }

@@ -17,7 +17,6 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
-	"golang.org/x/sync/errgroup"
 
 	"rackstrap/inventory"
 	"rackstrap/lab"
@@ -64,6 +63,7 @@ type labUp struct {
 	iso      string
 	bootOnly bool
 	firmware []string
+	twoNICs  []string // machines with a second NIC
 	off      bool
 	wait     time.Duration
 	out      io.Writer
@@ -76,6 +76,9 @@ func (a *app) labUpCommand(flags *labFlags) *cobra.Command {
 		Short: "Put up the rack of the configuration (or of the embedded default) and power it on",
 		Args:  args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if up.off && up.wait > 0 {
+				return &usageError{errors.New("--off and --wait exclude each other: there is nothing to wait for")}
+			}
 			up.out = cmd.OutOrStdout()
 			text, err := a.labSource()
 			if err != nil {
@@ -89,8 +92,9 @@ func (a *app) labUpCommand(flags *labFlags) *cobra.Command {
 	cmd.Flags().StringSliceVar(&up.firmware, "firmware", []string{"bios", "uefi", "uefi-http"},
 		"firmware of the machines in their order, the list begins anew at its end; or NAME=FIRMWARE\n"+
 			"(bios, uefi, uefi-http, uefi-secureboot; namespace: Linux namespaces instead of QEMU)")
+	cmd.Flags().StringSliceVar(&up.twoNICs, "second-nic", nil, "`MACHINES` that have another NIC, found before the one that boots, with nobody at its end")
 	cmd.Flags().BoolVar(&up.off, "off", false, "leave the machines powered off")
-	cmd.Flags().DurationVar(&up.wait, "wait", 0, "wait so long for every machine to be installed and to boot its disk\n"+
+	cmd.Flags().DurationVar(&up.wait, "wait", 0, "wait so long for every machine to be installed and to call home from its disk\n"+
 		"(with --boot-only: to reach the installer), and tell the timeline")
 	return cmd
 }
@@ -142,7 +146,7 @@ func (up *labUp) run(ctx context.Context, source []byte) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, up.wait)
 	defer cancel()
-	return up.follow(ctx, rack, machines, start)
+	return up.follow(ctx, rack, cfg, machines, start)
 }
 
 // configure writes the configuration of the rehearsal: the user's, but for the state directory, the medium
@@ -221,7 +225,9 @@ func (up *labUp) configure(ctx context.Context, source []byte) (*inventory.Confi
 func (up *labUp) cluster(ctx context.Context, file map[string]any) error {
 	cluster, network := section(file, "cluster"), section(file, "network")
 	appliance := section(file, "server")["address"]
-	network["gateway"] = appliance // where the lab answers that nothing else can be reached
+	if network["gateway"] != nil { // the lab answers there that nothing else can be reached
+		network["gateway"] = appliance
+	}
 	network["ntp"] = []any{appliance}
 	if cluster["images"] != nil {
 		return nil
@@ -291,6 +297,11 @@ func (up *labUp) firmwareOf(i int, name string) string {
 }
 
 func (up *labUp) machines(cfg *inventory.Config) ([]lab.Machine, error) {
+	for _, name := range up.twoNICs {
+		if _, ok := cfg.ByName(name); !ok {
+			return nil, &usageError{fmt.Errorf("--second-nic %s: no such machine", name)}
+		}
+	}
 	var machines []lab.Machine
 	for i, m := range cfg.Machines {
 		mac := m.MAC
@@ -298,10 +309,13 @@ func (up *labUp) machines(cfg *inventory.Config) ([]lab.Machine, error) {
 			mac = inventory.MAC{0x52, 0x54, 0x00, 0xee, byte(i >> 8), byte(i)}
 		}
 		firmware := lab.Firmware(up.firmwareOf(i, m.Name))
+		if firmware == lab.Namespace && (up.bootOnly || up.iso != "") {
+			return nil, &usageError{errors.New("--firmware namespace is for the lab's own image: neither --boot-only nor --iso")}
+		}
 		if !slices.Contains(lab.Firmwares(), firmware) {
 			return nil, &usageError{fmt.Errorf("--firmware %s: one of %v", firmware, lab.Firmwares())}
 		}
-		spec := lab.Machine{Name: m.Name, MAC: mac.HardwareAddr(), Firmware: firmware}
+		spec := lab.Machine{Name: m.Name, MAC: mac.HardwareAddr(), Firmware: firmware, SecondNIC: slices.Contains(up.twoNICs, m.Name)}
 		if !up.bootOnly {
 			spec.MemoryMiB, spec.CPUs = 3072, 2 // Anaconda wants 2048; a control plane with its installation in memory more
 		}
@@ -377,45 +391,6 @@ func diskBooted(name string) *regexp.Regexp {
 // milestone is one such line; a failure ends the wait for any of them.
 func milestone(line string) *regexp.Regexp {
 	return regexp.MustCompile(`rackstrap-lab: (` + line + `|FAILED .*)`)
-}
-
-// milestones are those of a machine. A medium of the user's ends, for us, with its kernel: what its installer shows is
-// not known; the appliance's events tell more.
-func (up *labUp) milestones(name string) []*regexp.Regexp {
-	switch {
-	case up.iso != "":
-		return []*regexp.Regexp{regexp.MustCompile(`(Linux version \S+)`)}
-	case up.bootOnly:
-		return milestones
-	}
-	return append(slices.Concat(milestones, installMilestones), diskBooted(name))
-}
-
-// follow waits for every machine's milestones and tells each.
-func (up *labUp) follow(ctx context.Context, rack *lab.Lab, machines []lab.Machine, start time.Time) error {
-	var group errgroup.Group // not WithContext: one machine's failure says nothing about the others
-	lines := make(chan string)
-	for _, m := range machines {
-		group.Go(func() error {
-			for _, milestone := range up.milestones(m.Name) {
-				match, err := rack.WaitSerial(ctx, m.Name, milestone)
-				if err != nil {
-					return fmt.Errorf("%s: %w", m.Name, err)
-				}
-				lines <- fmt.Sprintf("%6.1fs  %-10s %s", time.Since(start).Seconds(), m.Name, match[1])
-				if strings.HasPrefix(match[1], "FAILED") {
-					return errors.New(m.Name + ": " + match[1])
-				}
-			}
-			return nil
-		})
-	}
-	done := make(chan error, 1)
-	go func() { done <- group.Wait(); close(lines) }()
-	for line := range lines {
-		fmt.Fprintln(up.out, line)
-	}
-	return <-done
 }
 
 func labStatusCommand(flags *labFlags) *cobra.Command {

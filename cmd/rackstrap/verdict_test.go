@@ -74,7 +74,7 @@ func (s *site) write(t *testing.T) string {
 	if s.after != nil {
 		s.after(t, dir)
 	}
-	text := "server: {interface: lo, address: 127.0.0.1, data_dir: data, agents_dir: agents, http_port: 18080}\nnetwork: {subnet: 127.0.0.0/8, dhcp: {mode: \"off\"}}\nmedia: [{name: m, dir: medium}]\n" +
+	text := "server: {interface: lo, address: 127.0.0.1, data_dir: data, agents_dir: agents, http_port: 18080}\nnetwork: {subnet: 127.0.0.0/8, gateway: 127.0.0.2, dhcp: {mode: \"off\"}}\nmedia: [{name: m, dir: medium}]\n" +
 		s.top + "install:\n  root_password_hash: \"$6$saltsalt$xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx\"\n" + s.config + "  repos:\n"
 	for _, name := range s.names {
 		text += fmt.Sprintf("    %s: {dir: yum/repos/k, gpgkey: %s}\n", name, s.gpgkey)

@@ -40,18 +40,23 @@ func (s system) write(name, text string, mode os.FileMode) error {
 	return os.Chmod(to, mode)
 }
 
-// setNetwork writes systemd-networkd's files; the ifcfg files of EL7 have no reader here.
+// setNetwork writes systemd-networkd's files, and the ifcfg files of EL7, which have no reader here but may be looked for by
+// %post.
 func (j *job) setNetwork(context.Context) error {
 	var servers []string
 	for i, n := range j.plan.networks {
-		match, err := j.match(n)
+		nic, err := j.card(n)
 		if err != nil {
 			return err
 		}
-		name := fmt.Sprintf("/etc/systemd/network/%02d-kickstart.network", 10+i)
-		if err := j.target.write(name, n.unit(match), 0o644); err != nil {
+		c := connection{name: nic.Name, unit: unitOf(i)}
+		if err := j.target.write(c.unit, n.unit("MACAddress="+nic.HardwareAddr.String()), 0o644); err != nil {
 			return err
 		}
+		if err := j.target.write(scriptsDir+"ifcfg-"+c.name, n.ifcfg(c.name, nic.HardwareAddr.String()), 0o644); err != nil {
+			return err
+		}
+		j.connections = append(j.connections, c)
 		if !n.noDNS {
 			servers = append(servers, n.nameservers...)
 		}
@@ -71,29 +76,31 @@ func (j *job) setNetwork(context.Context) error {
 	return j.target.write("/etc/hosts", "127.0.0.1 localhost localhost.localdomain\n::1 localhost localhost.localdomain\n", 0o644)
 }
 
-// match is networkd's section [Match] for a device.
-func (j *job) match(n network) (string, error) {
+// card is the network card that a command names.
+func (j *job) card(n network) (net.Interface, error) {
+	named := n.device
 	switch n.device {
 	case "", "bootif", "link":
-		if want := j.args["BOOTIF"]; want != "" {
-			mac, err := net.ParseMAC(trimHardwareType(want))
-			if err != nil {
-				return "", fmt.Errorf("%s: BOOTIF=%s: %v", n.place, want, err)
-			}
-			return "MACAddress=" + mac.String(), nil
+		want := j.args["BOOTIF"]
+		if want == "" {
+			return net.Interface{}, fmt.Errorf("%s: network: which device is not said, and there is no BOOTIF", n.place)
 		}
-		return "", fmt.Errorf("%s: network: which device is not said, and there is no BOOTIF", n.place)
+		mac, err := net.ParseMAC(trimHardwareType(want))
+		if err != nil {
+			return net.Interface{}, fmt.Errorf("%s: BOOTIF=%s: %v", n.place, want, err)
+		}
+		named = mac.String()
 	}
 	nics, err := net.Interfaces()
 	if err != nil {
-		return "", err
+		return net.Interface{}, err
 	}
 	for _, nic := range nics {
-		if nic.HardwareAddr.String() == n.device || nic.Name == n.device {
-			return "MACAddress=" + nic.HardwareAddr.String(), nil
+		if nic.HardwareAddr.String() == named || nic.Name == named {
+			return nic, nil
 		}
 	}
-	return "", fmt.Errorf("%s: network: no network card is %s", n.place, n.device)
+	return net.Interface{}, fmt.Errorf("%s: network: no network card is %s", n.place, named)
 }
 
 func (n network) unit(match string) string {

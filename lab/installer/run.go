@@ -62,6 +62,8 @@ type job struct {
 	medium       *repository
 	distribution distribution    // of the medium
 	reset        <-chan struct{} // closed when a program of the machine has rebooted it; for a Root
+
+	connections []connection // the network cards' configurations that were written
 }
 
 // Run installs. When an installation stops, the machine stands as it would with Anaconda, and Run does not return before
@@ -123,7 +125,7 @@ func (j *job) install(ctx context.Context) (kind, error) {
 	}{
 		{j.dracut, inDracut}, {j.pre, inKickstart}, {j.readPlan, inKickstart}, {j.loadMedium, inSource}, {j.partition, inStorage},
 		{j.layDown, unforeseen}, {j.installPackages, inTransaction}, {j.configure, unforeseen}, {j.bootLoader, inBootLoader},
-		{j.post, inPost}, {j.finish, unforeseen},
+		{j.post, inPost}, {j.setRoutes, unforeseen}, {j.finish, unforeseen},
 	} {
 		err := j.injected(step.failed)
 		if err == nil {

@@ -56,7 +56,7 @@ func KernelArgs(s inventory.Server, m inventory.Machine, medium inventory.Medium
 		"inst.ks.sendmac",
 		"inst.ks.sendsn",
 		"inst.nosave=all_ks", // else the kickstart stays in /root of the installed system, with token and password's hash
-		"inst.cmdline", // as the kickstart itself says, which dracut reads only where it has fetched it
+		"inst.cmdline",       // as the kickstart itself says, which dracut reads only where it has fetched it
 	}
 	if s.SyslogPort != 0 { // rsyslog gets it as it is: `*.* @@HOST:PORT`, which is TCP
 		args = append(args, "inst.syslog="+net.JoinHostPort(s.Address.String(), strconv.Itoa(s.SyslogPort)))

@@ -83,6 +83,9 @@ func (a *app) examine(ctx context.Context) []finding {
 	if !found("configuration", err, "good") {
 		return findings
 	}
+	for _, w := range cfg.Warnings {
+		findings = append(findings, finding{Check: "configuration", OK: true, Warning: true, Text: w})
+	}
 	resolved, err := cfg.Resolve(interfaceAddresses)
 	up := found("interface", err, "%s", interfaceText(resolved))
 	if up {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -110,19 +111,19 @@ func TestPeek(t *testing.T) {
 // slowDisk is a store whose disk takes leases only when the test lets it.
 type slowDisk struct {
 	*lifecycle.MemoryStore
-	writing chan struct{}
+	writing atomic.Int32 // leases that came to it
 	gate    chan struct{}
 }
 
 func (s *slowDisk) PutLease(ctx context.Context, l lifecycle.Lease) error {
-	s.writing <- struct{}{}
+	s.writing.Add(1)
 	<-s.gate
 	return s.MemoryStore.PutLease(ctx, l)
 }
 
 // TestSlowDiskHoldsNoListedMachineUp: strangers that wait for the disk keep every common worker busy.
 func TestSlowDiskHoldsNoListedMachineUp(t *testing.T) {
-	disk := &slowDisk{lifecycle.NewMemoryStore(), make(chan struct{}, workers), make(chan struct{})}
+	disk := &slowDisk{MemoryStore: lifecycle.NewMemoryStore(), gate: make(chan struct{})}
 	s, dial, _ := running(t, bootTable{}, func(o *Options) {
 		rack, err := lifecycle.New(t.Context(), o.Rack.Config(), lifecycle.Options{Store: disk, Log: o.Log, Now: time.Now})
 		require.NoError(t, err)
@@ -130,7 +131,7 @@ func TestSlowDiskHoldsNoListedMachineUp(t *testing.T) {
 	})
 	defer close(disk.gate)
 	client := dial(false)
-	for i := 0; len(disk.writing) < workers; i++ { // packets may get lost
+	for i := 0; disk.writing.Load() < workers; i++ { // packets may get lost
 		ip := netip.AddrFrom4([4]byte{127, 0, byte(1 + i/250%8), byte(1 + i%250)})
 		_, err := client.WriteTo(request(mac(i), server(loopback), wants(ip)).ToBytes(), &net.UDPAddr{IP: net.IPv4(127, 0, 0, 1), Port: s.Addrs()[0].(*net.UDPAddr).Port})
 		require.NoError(t, err)

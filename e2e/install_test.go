@@ -39,7 +39,7 @@ func newInstaller(t *testing.T, n network, config string, machine int) *installe
 		require.NoError(t, err, "%s", out)
 	}
 	i := &installer{t: t, n: n, config: config, root: t.TempDir()}
-	for _, dir := range []string{"usr", "local", "tmp", "dev", "proc", "root", "stand-ins", "etc/yum.repos.d", "lib/modules/3.10.0", "mnt/sysimage/root"} {
+	for _, dir := range []string{"usr", "local", "tmp", "dev", "proc", "root", "stand-ins", "etc/yum.repos.d", "etc/sysconfig/network-scripts", "lib/modules/3.10.0", "mnt/sysimage/root"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(i.root, dir), 0o755))
 	}
 	for _, link := range []string{"bin", "sbin", "lib64"} {
@@ -51,6 +51,7 @@ func newInstaller(t *testing.T, n network, config string, machine int) *installe
 		require.NoError(t, os.Symlink(".."+l, filepath.Join(i.root, "lib", filepath.Base(l))))
 	}
 	i.write("etc/fstab", "/dev/mapper/centos-root / xfs defaults 0 0\n", 0o644)
+	i.write("etc/sysconfig/network-scripts/ifcfg-eth0", fmt.Sprintf("DEVICE=eth0\nBOOTPROTO=static\nIPADDR=10.20.1.%d\n", machine+1), 0o644)
 	i.write("dev/null", "", 0o644)
 	i.write("disks", "sda 500000000000 disk 0 0\n", 0o644)
 	i.write("missing", "none", 0o644)

@@ -574,7 +574,7 @@ func TestResultsThatAreNone(t *testing.T) {
 			r.until("settled", r.settled)
 		})
 	}
-	for what, key := range map[string]string{"shell": "$(reboot)", "too short": "ab12", "upper case": strings.Repeat("A", 64)} {
+	for what, key := range map[string]string{"shell": "$(reboot)", "too short": "ab12", "upper case": strings.Repeat("A", 64), "another one": strings.Repeat("a", 64)} {
 		t.Run("a key: "+what, func(t *testing.T) {
 			r := newRack(t, 2, 0)
 			r.agent("kmaster1").spoil = func(w api.Work, result *api.Result) {
@@ -584,7 +584,7 @@ func TestResultsThatAreNone(t *testing.T) {
 			}
 			r.all()
 			r.until("refused", func() bool {
-				return r.told("kmaster2", "alarm refused: kmaster1: what it calls a certificate key is none")
+				return r.told("kmaster2", "alarm refused: kmaster1: the certificate key that it reports is not the one that was ordered")
 			})
 			require.Equal(t, lifecycle.Waiting, r.state("kmaster2"))
 		})

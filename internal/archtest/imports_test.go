@@ -44,14 +44,15 @@ var allowed = map[string][]string{
 	"preflight":          {"inventory", "lifecycle", "assets", "media", "repo", "kickstart", "bootplan", "internal/rpm"},
 	"cmd/rackstrap":      {"*"},
 	"e2e":                {"*"},
-	"e2e/fakekube":       {},
+	"e2e/fakekube":       {"internal/testca"},
 	"internal/testenv":   {},
 	"internal/httpserve": {},
 	"internal/shlex":     {},
 	"internal/rpm":       {},
 	"internal/efiboot":   {},
 	"internal/plain":     {},
-	"internal/fakenode":  {"firstboot/api"},
+	"internal/testca":    {},
+	"internal/fakenode":  {"firstboot/api", "internal/testca"},
 	"internal/repotest":  {},
 }
 

@@ -144,7 +144,7 @@ func (c *Client) told(ctx context.Context, path string, in any, say func(string)
 	var rec lifecycle.Record
 	for lines := json.NewDecoder(body); ; {
 		var l line
-		switch err := lines.Decode(&l); {
+		switch err := decode(lines, &l); {
 		case errors.Is(err, io.EOF):
 			return rec, nil
 		case err != nil:

@@ -8,7 +8,8 @@ import (
 
 	"github.com/stretchr/testify/require"
 
-	"rackstrap/firstboot/api")
+	"rackstrap/firstboot/api"
+)
 
 func TestRedact(t *testing.T) {
 	const (

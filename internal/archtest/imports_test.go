@@ -25,7 +25,7 @@ var allowed = map[string][]string{
 	"bootplan":           {"inventory", "lifecycle", "assets", "media", "internal/plain"},
 	"dhcp":               {"inventory", "lifecycle", "assets", "internal/plain"},
 	"tftp":               {"inventory", "lifecycle", "assets", "media", "bootplan", "internal/plain"},
-	"httpboot":           {"inventory", "lifecycle", "assets", "media", "bootplan", "repo", "images", "internal/httpserve"},
+	"httpboot":           {"inventory", "lifecycle", "assets", "media", "bootplan", "repo", "images", "internal/httpserve", "internal/plain"},
 	"cluster":            {"inventory", "lifecycle", "firstboot/api", "internal/plain"},
 	"firstboot":          {"inventory", "lifecycle", "cluster", "firstboot/api", "internal/httpserve", "internal/plain"},
 	"firstboot/api":      {},

@@ -194,3 +194,10 @@ func TestParseCA(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, ca.Hash(), hash)
 }
+
+// An address of IPv6 may name a zone, which may be any text.
+func TestAddressHasNoZone(t *testing.T) {
+	require.True(t, isAddress("10.10.10.10"))
+	require.False(t, isAddress("fe80::1%\x1b[2J\nkmaster is Ready"))
+	require.Error(t, checkNodes([]api.Node{{Name: "knode1", Ready: "True", Address: "fe80::1%\x1b[2J"}}))
+}

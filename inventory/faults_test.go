@@ -335,7 +335,9 @@ func TestWarnings(t *testing.T) {
 
 // Whatever boots first would be given the keys of the cluster: a slot of a control plane waits for an approval.
 func TestNoControlPlaneIsEnrolled(t *testing.T) {
-	free := func(name string) string { return regexp.MustCompile(`(name: `+name+`\n) +mac: .*\n`).ReplaceAllString(good, "$1") }
+	free := func(name string) string {
+		return regexp.MustCompile(`(name: `+name+`\n) +mac: .*\n`).ReplaceAllString(good, "$1")
+	}
 	text := free("kmaster")
 	require.NotEqual(t, good, text)
 	_, err := parse(text)

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"rackstrap/assets"
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -156,8 +157,11 @@ func screenText(text string) string {
 			return '\''
 		}
 		return '?'
-	}, text)
+	}, plain.ASCII(text, maxScreen))
 }
+
+// maxScreen is how much of a text a screen of firmware takes: five lines of 80.
+const maxScreen = 400
 
 // isGRUBConfig tells whether a path is one of those under which GRUB looks for its configuration:
 // `grub/grub.cfg` and `grub/host-MAC.cfg` (Debian's), `grub.cfg-01-MAC`, `grub.cfg` in the directory that

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -390,8 +391,11 @@ func (c *Coordinator) reason(name string) string {
 	return c.reasons[name]
 }
 
+// maxReason bounds what a machine waits for, in bytes.
+const maxReason = 1000
+
 func (c *Coordinator) setReason(name, reason string) {
 	c.mu.Lock()
-	c.reasons[name] = reason
+	c.reasons[name] = plain.Line(reason, maxReason)
 	c.mu.Unlock()
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -47,10 +48,10 @@ func (c *Coordinator) Exchange(ctx context.Context, name, secret string, ex api.
 		return api.Credential{}, err
 	}
 	f := ex.Facts
-	c.say(rec, lifecycle.Info, "facts", "%s", oneLine(fmt.Sprintf("%d CPU, %d MiB, %s, kernel %s, containerd %s, kubeadm %s, agent %s",
-		f.CPUs, f.MemoryMiB, f.OS, f.Kernel, f.Containerd, f.Kubeadm, f.Agent)))
+	c.say(rec, lifecycle.Info, "facts", "%s", fmt.Sprintf("%d CPU, %d MiB, %s, kernel %s, containerd %s, kubeadm %s, agent %s",
+		f.CPUs, f.MemoryMiB, fact(f.OS), fact(f.Kernel), fact(f.Containerd), fact(f.Kubeadm), fact(f.Agent)))
 	if f.Hostname != "" && f.Hostname != name {
-		c.say(rec, lifecycle.Warn, "facts", "it calls itself %s; its node will be called %s", oneLine(f.Hostname), name)
+		c.say(rec, lifecycle.Warn, "facts", "it calls itself %s; its node will be called %s", fact(f.Hostname), name)
 	}
 	c.noteBoot(rec, f.Boot)
 	switch {
@@ -61,3 +62,6 @@ func (c *Coordinator) Exchange(ctx context.Context, name, secret string, ex api.
 	}
 	return api.Credential{Credential: credential, Role: string(m.Machine.Role)}, nil
 }
+
+// fact is a short text of a machine about itself.
+func fact(text string) string { return Redact(plain.Line(text, 100)) }

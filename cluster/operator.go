@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"strings"
 	"time"
 
@@ -257,30 +256,8 @@ func (c *Coordinator) releaseLock(ctx context.Context, m lifecycle.Member, say f
 	return err
 }
 
-// Kubeconfig has a master send its admin.conf. It is kept nowhere. The name of the endpoint is known in the hosts
-// files of the rack alone, so the file names the address of the master that answered: its certificate has both.
-func (c *Coordinator) Kubeconfig(ctx context.Context) (string, error) {
-	a, err := c.ask(ctx, need{action: api.Kubeconfig}, 0, func(string) {}, func(*api.Work) {})
-	if err != nil {
-		return "", err
-	}
-	if text := a.result.Kubeconfig; strings.Contains(text, "apiVersion") && strings.Contains(text, "Config") {
-		return c.reachable(text, a.master), nil
-	}
-	return "", fmt.Errorf("%s: what it sent is no kubeconfig", a.master)
-}
-
-// reachable is a kubeconfig that names a master's address in place of the endpoint's name; an endpoint that is an
-// address, a load balancer's for instance, stays.
-func (c *Coordinator) reachable(kubeconfig, master string) string {
-	cfg := c.o.Rack.Config()
-	m, err := c.o.Rack.Member(master)
-	if host, _ := splitEndpoint(cfg.Cluster.ControlPlaneEndpoint); isAddress(host) || err != nil {
-		return kubeconfig
-	}
-	address := netip.AddrPortFrom(m.Machine.IP, uint16(bindPort(cfg)))
-	return strings.ReplaceAll(kubeconfig, "server: https://"+cfg.Cluster.ControlPlaneEndpoint+"\n", "server: https://"+address.String()+"\n")
-}
+// maxLines is how many lines of a master's report the operator is shown.
+const maxLines = 200
 
 // Verify has a master run the availability check: a web server, reached through the address of every node that is
 // ready.
@@ -297,7 +274,11 @@ func (c *Coordinator) Verify(ctx context.Context, say func(string)) error {
 	image := c.o.Rack.Config().Cluster.VerifyImage
 	say(fmt.Sprintf("running %s, to be reached through %s", image, strings.Join(addresses, ", ")))
 	a, err := c.ask(ctx, need{action: api.VerifyCluster}, 0, say, func(w *api.Work) { w.Image, w.Addresses = image, addresses })
-	for _, line := range strings.Split(strings.TrimSpace(a.result.Output), "\n") {
+	for i, line := range strings.Split(strings.TrimSpace(a.result.Output), "\n") {
+		if i == maxLines {
+			say("…")
+			break
+		}
 		if line = oneLine(line); line != "" {
 			say(line)
 		}

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
 
@@ -99,10 +100,11 @@ func (e *badInit) Error() string { return "kubeadm init reported a CA that is no
 
 // initialised notes what the cluster is pinned by from now on.
 func (c *Coordinator) initialised(ctx context.Context, m lifecycle.Member, r api.Result) error {
-	hash, err := CAHash(r.CACert)
+	ca, err := parseCA(r.CACert)
 	if err != nil {
 		return &badInit{err}
 	}
+	hash := hashOf(ca)
 	_, err = c.o.Rack.UpdateCluster(ctx, func(cl *lifecycle.Cluster) (*lifecycle.Event, error) {
 		switch {
 		case cl.Holder != m.Machine.Name:
@@ -112,7 +114,7 @@ func (c *Coordinator) initialised(ctx context.Context, m lifecycle.Member, r api
 		case !cl.Initialised.IsZero():
 			return nil, nil
 		}
-		cl.Initialised, cl.CA, cl.CAHash = c.o.Now(), r.CACert, hash
+		cl.Initialised, cl.CA, cl.CAHash = c.o.Now(), certificateText(ca), hash
 		cl.Endpoint = c.o.Rack.Config().Cluster.ControlPlaneEndpoint
 		return &lifecycle.Event{MAC: m.Record.MAC, Machine: m.Machine.Name, Attempt: m.Record.Attempt, Source: "cluster", Kind: "initialised",
 			Text: fmt.Sprintf("the cluster is initialised, its CA is %s", hash)}, nil
@@ -188,8 +190,10 @@ func (c *Coordinator) choreResult(ctx context.Context, m lifecycle.Member, id st
 	ch := c.chores.find(id)
 	if ch == nil || ch.master != master {
 		c.mu.Unlock()
-		if err := c.tooLate(ctx, r); err != nil {
-			return err
+		if m.Machine.Role == inventory.RoleControlPlane { // nobody else was ever asked for a token
+			if err := c.tooLate(ctx, r); err != nil {
+				return err
+			}
 		}
 		return ErrUnknownWork
 	}
@@ -344,18 +348,14 @@ func (c *Coordinator) choreDone(ctx context.Context, master string, node lifecyc
 		c.mu.Unlock()
 		c.say(node.Record, lifecycle.Info, "token", "%s made token %s…", master, node.Record.Node.TokenID)
 	case api.UploadCerts:
-		key := r.CertificateKey
-		if key == "" {
-			key = ch.key
-		}
-		if !keyShape.MatchString(key) {
-			c.say(node.Record, lifecycle.Alarm, "refused", "%s: what it calls a certificate key is none", master)
+		if r.CertificateKey != "" && r.CertificateKey != ch.key {
+			c.say(node.Record, lifecycle.Alarm, "refused", "%s: the certificate key that it reports is not the one that was ordered", master)
 			c.putOff(ch, true)
 			return nil
 		}
 		c.mu.Lock()
 		clear(c.keys) // the cluster holds one copy, under the key of the last upload
-		c.keys[name] = secret{key, attempt, c.o.Now().Add(30 * time.Minute)}
+		c.keys[name] = secret{ch.key, attempt, c.o.Now().Add(30 * time.Minute)}
 		c.mu.Unlock()
 		c.say(node.Record, lifecycle.Info, "certificates", "%s uploaded the control plane's certificates", master)
 	case api.CheckNode:

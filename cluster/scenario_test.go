@@ -548,6 +548,15 @@ func TestKubeconfigAndVerify(t *testing.T) {
 	r.agent("kmaster1").spoil = spoilFirst(api.VerifyCluster, 1, api.Result{Error: "no answer through 10.10.10.11"})
 	_, err = ask(r, func() (any, error) { return nil, r.c.Verify(context.Background(), func(string) {}) })
 	require.ErrorContains(t, err, "kmaster1: no answer through 10.10.10.11")
+	r.agent("kmaster1").spoil = spoilFirst(api.VerifyCluster, 1, api.Result{OK: true, Output: strings.Repeat("\x1b[2J\u202eready\n", 1000)})
+	said = nil
+	_, err = ask(r, func() (any, error) {
+		return nil, r.c.Verify(context.Background(), func(text string) { said = append(said, text) })
+	})
+	require.NoError(t, err)
+	require.LessOrEqual(t, len(said), maxLines+3)
+	require.Contains(t, said, "?[2J?ready")
+	require.NotRegexp(t, `[^ -~…]`, strings.Join(said, ""))
 	r.noSecrets()
 }
 
@@ -574,7 +583,7 @@ func TestResultsThatAreNone(t *testing.T) {
 			r.until("settled", r.settled)
 		})
 	}
-	for what, key := range map[string]string{"shell": "$(reboot)", "too short": "ab12", "upper case": strings.Repeat("A", 64)} {
+	for what, key := range map[string]string{"shell": "$(reboot)", "too short": "ab12", "upper case": strings.Repeat("A", 64), "another one": strings.Repeat("a", 64)} {
 		t.Run("a key: "+what, func(t *testing.T) {
 			r := newRack(t, 2, 0)
 			r.agent("kmaster1").spoil = func(w api.Work, result *api.Result) {
@@ -584,7 +593,7 @@ func TestResultsThatAreNone(t *testing.T) {
 			}
 			r.all()
 			r.until("refused", func() bool {
-				return r.told("kmaster2", "alarm refused: kmaster1: what it calls a certificate key is none")
+				return r.told("kmaster2", "alarm refused: kmaster1: the certificate key that it reports is not the one that was ordered")
 			})
 			require.Equal(t, lifecycle.Waiting, r.state("kmaster2"))
 		})
@@ -609,6 +618,7 @@ func TestResultsThatNobodyWaitsFor(t *testing.T) {
 		err := r.c.Result(t.Context(), worker.Name, worker.attempt, id, api.Result{OK: true, CACert: "x", Token: "abcdef.0123456789abcdef"})
 		require.ErrorIs(t, err, ErrUnknownWork, id)
 	}
+	require.Empty(t, r.rack.Cluster().Stray, "a worker was never asked for a token: no master deletes one at its word")
 	require.ErrorIs(t, r.c.Result(t.Context(), worker.Name, worker.attempt+1, "join.1.1", api.Result{OK: true}), lifecycle.ErrSuperseded)
 	require.NoError(t, r.c.Result(t.Context(), worker.Name, worker.attempt, r.record("knode1").Node.Done, api.Result{OK: true}), "said twice")
 	require.Equal(t, "kmaster1", r.rack.Cluster().Holder)

@@ -5,10 +5,11 @@ import (
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
+	"fmt"
 	"regexp"
-	"strings"
+
+	"rackstrap/internal/plain"
 )
 
 // What kubeadm calls a token, its public half, and a certificate key. Nothing else is taken from an agent, and nothing
@@ -28,25 +29,11 @@ var secretShapes = regexp.MustCompile(`\b[a-z0-9]{6}\.[a-z0-9]{16}\b|\b[0-9a-f]{
 // Redact removes what looks like a secret from the text of an agent, which should have done so itself.
 func Redact(text string) string { return secretShapes.ReplaceAllString(text, "(removed)") }
 
-// oneLine makes an agent's text fit for an event: its end, where a failure tells its reason, printable, in one line,
-// redacted.
-func oneLine(text string) string {
-	const most = 600
-	text = Redact(text)
-	text = strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n', r == '\t', r == '\r':
-			return ' '
-		case r < ' ', r >= 0x7f && r < 0xa0, r == 0xfffd:
-			return -1
-		}
-		return r
-	}, text)
-	if runes := []rune(text); len(runes) > most {
-		text = "…" + string(runes[len(runes)-most:])
-	}
-	return strings.TrimSpace(text)
-}
+// maxLine bounds an agent's text in an event, in bytes.
+const maxLine = 600
+
+// oneLine makes an agent's text fit for an event: its end, where a failure gives its reason, as a plain line, redacted.
+func oneLine(text string) string { return plain.End(Redact(text), maxLine) }
 
 // randomText makes n letters and digits, 5.17 bits each.
 func randomText(n int) string {
@@ -75,20 +62,36 @@ func newCertificateKey() string {
 // CAHash is the pin of a cluster's CA, sha256:…, of its SubjectPublicKeyInfo (RFC 7469, section 2.4, as kubeadm does):
 // computed here, whatever an agent may call it.
 func CAHash(certificate string) (string, error) {
-	block, rest := pem.Decode([]byte(certificate))
-	switch {
-	case block == nil || block.Type != "CERTIFICATE":
-		return "", errors.New("no certificate in PEM")
-	case strings.TrimSpace(string(rest)) != "":
-		return "", errors.New("more than one certificate")
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
+	cert, err := parseCA(certificate)
 	if err != nil {
 		return "", err
 	}
-	if !cert.IsCA {
-		return "", errors.New("the certificate is not a CA's")
-	}
+	return hashOf(cert), nil
+}
+
+func hashOf(cert *x509.Certificate) string {
 	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	return "sha256:" + hex.EncodeToString(sum[:]), nil
+	return "sha256:" + hex.EncodeToString(sum[:])
+}
+
+// maxCA is some times what a certificate with the largest keys has, in bytes.
+const maxCA = 16 << 10
+
+// parseCA reads a text that is the certificate of one CA, and nothing else.
+func parseCA(text string) (*x509.Certificate, error) {
+	if len(text) > maxCA {
+		return nil, fmt.Errorf("it has %d bytes", len(text))
+	}
+	block, err := oneBlock(text, "CERTIFICATE")
+	if err != nil {
+		return nil, err
+	}
+	cert, err := x509.ParseCertificate(block.Bytes)
+	switch {
+	case err != nil:
+		return nil, err
+	case !cert.BasicConstraintsValid || !cert.IsCA || cert.KeyUsage != 0 && cert.KeyUsage&x509.KeyUsageCertSign == 0:
+		return nil, errors.New("the certificate is not a CA's")
+	}
+	return cert, nil
 }

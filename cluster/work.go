@@ -432,8 +432,8 @@ func (c *Coordinator) ownWork(m lifecycle.Member, id string, action api.Action, 
 }
 
 func isAddress(host string) bool {
-	_, err := netip.ParseAddr(host)
-	return err == nil
+	a, err := netip.ParseAddr(host)
+	return err == nil && a.Zone() == "" // a zone may be any text
 }
 
 // controlPlaneImages run on masters alone: half of what there is to import.

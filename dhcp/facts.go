@@ -10,6 +10,7 @@ import (
 	"github.com/insomniacslk/dhcp/dhcpv4"
 
 	"rackstrap/assets"
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 )
 
@@ -242,22 +243,8 @@ func unicast(a netip.Addr) bool {
 	return a.Is4() && !a.IsUnspecified() && !a.IsMulticast() && !a.IsLoopback() && a.As4()[0] != 0 && a.As4()[0] < 240
 }
 
-// printable makes a text off the wire fit for a terminal: at most 128 bytes, others than ASCII's printable
-// ones shown as "?", and without the NUL that some firmware ends it with.
-func printable(raw []byte) string {
-	raw = bytes.TrimRight(raw[:min(len(raw), 128)], "\x00")
-	for _, c := range raw {
-		if c < ' ' || c > '~' {
-			return strings.Map(func(r rune) rune {
-				if r < ' ' || r > '~' {
-					return '?'
-				}
-				return r
-			}, string(raw))
-		}
-	}
-	return string(raw)
-}
+// printable is a text off the wire as a plain line, without the NUL that some firmware ends it with.
+func printable(raw []byte) string { return plain.Line(string(bytes.TrimRight(raw, "\x00")), 128) }
 
 // uuidText writes option 97 as UUIDs are written, in the order of its bytes.
 func uuidText(id []byte) string {

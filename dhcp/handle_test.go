@@ -303,7 +303,7 @@ func TestEnroll(t *testing.T) {
 
 	a = r.ask(discover(macOther, firmwareOf["x64"])) // no slot is left
 	require.True(t, r.view().subnets[0].pool.contains(addrOf(a.Reply.YourIPAddr)))
-	require.Contains(t, r.events(macOther), "info enroll: every machine of the list has its hardware")
+	require.Contains(t, r.events(macOther), "info enroll: every worker of the list has its hardware")
 }
 
 func kindOf(a Answer) dhcpv4.MessageType {

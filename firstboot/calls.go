@@ -14,6 +14,7 @@ import (
 
 	"rackstrap/cluster"
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/plain"
 	"rackstrap/lifecycle"
 )
 
@@ -246,17 +247,5 @@ func (s *Server) eventOf(name string, level lifecycle.Level, kind, text string) 
 	return e
 }
 
-// printable makes a peer's text fit for one line of a log: its end, where a failure tells its reason, without control
-// characters.
-func printable(text string) string {
-	text = strings.Map(func(r rune) rune {
-		switch {
-		case r == '\n', r == '\t':
-			return ' '
-		case r < ' ', r == 0x7f, r > '~':
-			return -1
-		}
-		return r
-	}, text)
-	return strings.TrimSpace(text[max(0, len(text)-maxText):])
-}
+// printable makes a peer's text a plain line: its end, where a failure gives its reason.
+func printable(text string) string { return plain.End(text, maxText) }

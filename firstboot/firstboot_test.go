@@ -179,8 +179,8 @@ func TestFailureNamesTheLine(t *testing.T) {
 		"a traceback":     {"install", "10:00:01,2 ERR anaconda: x\n10:00:02,1 CRT exception: Traceback (most recent call last):\n\n  File \"a\", line 1\n\nKeyError: 'sda'\n10:00:03,1 INF main: y\n", "install failed: KeyError: 'sda'"},
 		"something else":  {"install", "a\nb\n\n", "install failed: b"},
 		"nothing":         {"", " \n", "installation failed; it left no log"},
-		"a long line":     {"post", strings.Repeat("y", 9000), "%post failed: " + strings.Repeat("y", maxReason) + "…"},
-		"control symbols": {"po\x1bst", "rackstrap: failed at: \x1b[31mfalse\r (status 1)", "%post failed at: [31mfalse (status 1)"},
+		"a long line":     {"post", strings.Repeat("y", 9000), "%post failed: " + strings.Repeat("y", maxReason-len("…")) + "…"},
+		"control symbols": {"po\x1bst", "rackstrap: failed at: \x1b[31mfalse\r (status 1)", "%po?st failed at: ?[31mfalse (status 1)"},
 	} {
 		require.Equal(t, c.want, failureOf(c.phase, c.tail), name)
 	}

@@ -14,6 +14,8 @@ import (
 	"github.com/labstack/echo/v4"
 
 	"rackstrap/cluster"
+	"rackstrap/firstboot/api"
+	"rackstrap/internal/plain"
 )
 
 // maxLogs is how many logs of one machine are kept; the oldest go first. Each is at most api.MaxLog long.
@@ -27,7 +29,8 @@ var logShape = regexp.MustCompile(`^[a-z0-9][a-z0-9._-]{0,63}$`)
 // errNoLogs is a log where none are kept.
 var errNoLogs = echo.NewHTTPError(http.StatusNotFound, "logs are not kept here")
 
-// logs keeps what agents leave: dir/NAME/ATTEMPT-LOG, mode 0600. What looks like a secret is removed before.
+// logs keeps what agents leave: dir/NAME/ATTEMPT-LOG, mode 0600. What looks like a secret is removed before, and the
+// lines are plain ones: people read them in terminals.
 type logs struct {
 	dir string
 	mu  sync.Mutex
@@ -47,7 +50,7 @@ func (l *logs) put(machine string, attempt int, name string, text []byte) error 
 		return fmt.Errorf("logs: %w", err)
 	}
 	path := filepath.Join(dir, fmt.Sprintf("%d-%s", attempt, name))
-	if err := writeAtomically(path, []byte(cluster.Redact(string(text)))); err != nil {
+	if err := writeAtomically(path, []byte(plain.Lines(cluster.Redact(string(text)), api.MaxLog))); err != nil {
 		return fmt.Errorf("logs: %w", err)
 	}
 	return l.prune(dir)

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/plain"
 	"rackstrap/lifecycle"
 )
 
@@ -28,7 +29,7 @@ const maxReason = 300
 func failureOf(phase, tail string) string {
 	var said []string
 	for line := range strings.Lines(tail) {
-		if line = printable(line); line != "" {
+		if line = plain.Line(line, maxText); line != "" {
 			said = append(said, line)
 		}
 	}
@@ -68,9 +69,7 @@ func failureOf(phase, tail string) string {
 	if reason == "" {
 		return phase + " failed; it left no log"
 	}
-	if len(reason) > maxReason {
-		reason = reason[:maxReason] + "…"
-	}
+	reason = plain.Line(reason, maxReason)
 	if strings.HasPrefix(reason, "failed at: ") {
 		return phase + " " + reason
 	}

@@ -8,6 +8,7 @@ import (
 
 	"github.com/labstack/echo/v4"
 
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 	"rackstrap/repo"
@@ -89,6 +90,9 @@ func (s *Server) answerError(err error, c echo.Context) {
 	}
 }
 
+// maxReason bounds what an answer says, in bytes.
+const maxReason = 1000
+
 // answer sends a status and its reason, unless the answer has begun already. Headers of the answer that was
 // meant to be are taken back, but for those that belong to the status.
 func answer(c echo.Context, status int, reason string) {
@@ -104,5 +108,5 @@ func answer(c echo.Context, status int, reason string) {
 		}
 	}
 	h.Set("Cache-Control", "no-store")
-	sendText(c, status, reason+"\n")
+	sendText(c, status, plain.Line(reason, maxReason)+"\n")
 }

@@ -21,6 +21,7 @@ func (s *Server) note(e lifecycle.Event) {
 // noteOnce writes an event that a client can cause as often as it likes, unless it just did. An event
 // without a MAC goes to the client's own timeline, or to the rack's.
 func (s *Server) noteOnce(c echo.Context, e lifecycle.Event) {
+	e = e.Plain() // before it is remembered: a stranger's text can be long
 	if !s.repeats.first(client(c), e.Text) {
 		return
 	}

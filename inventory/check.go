@@ -219,6 +219,10 @@ func (k *checker) controlPlanes() {
 	}
 	n := 0
 	for i, m := range k.c.Machines {
+		if m.Role == RoleControlPlane && m.MAC.IsZero() && k.c.Network.DHCP.Unknown == UnknownEnroll && !k.bad[entry("machines", i)] {
+			k.fault("network.dhcp.unknown", "enroll, and %s is a control plane without a mac: whichever machine boots would be given the cluster's keys: "+
+				"give %[1]s its mac, or use discover and `rackstrap approve`", m.Name)
+		}
 		if m.Role == RoleControlPlane || k.bad[entry("machines", i)] {
 			n++
 		}

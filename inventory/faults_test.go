@@ -332,3 +332,23 @@ func TestWarnings(t *testing.T) {
 		require.Equal(t, []string{row.want}, c.Warnings)
 	}
 }
+
+// Whatever boots first would be given the keys of the cluster: a slot of a control plane waits for an approval.
+func TestNoControlPlaneIsEnrolled(t *testing.T) {
+	free := func(name string) string {
+		return regexp.MustCompile(`(name: `+name+`\n) +mac: .*\n`).ReplaceAllString(good, "$1")
+	}
+	text := free("kmaster")
+	require.NotEqual(t, good, text)
+	_, err := parse(text)
+	require.NoError(t, err, "discover: somebody approves it")
+	_, err = parse(edit(t, text, "unknown: discover", "unknown: ignore"))
+	require.NoError(t, err)
+	_, err = parse(edit(t, good, "unknown: discover", "unknown: enroll"))
+	require.NoError(t, err, "its mac is known")
+	_, err = parse(edit(t, free("knode1"), "unknown: discover", "unknown: enroll"))
+	require.NoError(t, err, "a worker")
+	_, err = parse(edit(t, text, "unknown: discover", "unknown: enroll"))
+	require.ErrorContains(t, err, "network.dhcp.unknown: enroll, and kmaster is a control plane without a mac: whichever machine boots would be "+
+		"given the cluster's keys: give kmaster its mac, or use discover and `rackstrap approve`")
+}

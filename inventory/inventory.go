@@ -57,7 +57,7 @@ type UnknownPolicy string
 const (
 	UnknownDiscover UnknownPolicy = "discover" // show it and boot it into a waiting screen until it is approved
 	UnknownIgnore   UnknownPolicy = "ignore"   // silence
-	UnknownEnroll   UnknownPolicy = "enroll"   // give it the next free slot of the list
+	UnknownEnroll   UnknownPolicy = "enroll"   // give it the next free slot of a worker
 )
 
 // Network is the provisioning network.

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 )
 
@@ -77,8 +78,9 @@ func (j *journal) giveBack(events []Event) {
 
 // Observe notes what was seen of a machine: an event for its timeline, never a change of its state. It does
 // not wait for the disk: it is written within flushEvery while Run runs. Time, Machine and Attempt are
-// filled in where they are empty.
+// filled in where they are empty; the text, which may have a peer's words in it, becomes a plain line.
 func (r *Rack) Observe(e Event) {
+	e = e.Plain()
 	if e.Time.IsZero() {
 		e.Time = r.now()
 	}
@@ -177,7 +179,7 @@ func (r *Rack) see(s Sighting, now time.Time) (sharedUUID bool) {
 
 func replace(field *string, seen string) {
 	if seen != "" {
-		*field = seen
+		*field = plain.Line(seen, maxSeen)
 	}
 }
 

@@ -271,6 +271,7 @@ func TestApproveAndRelease(t *testing.T) {
 func TestEnrollFillsSlotsInOrderOnce(t *testing.T) {
 	cfg := config(func(c *inventory.Config) {
 		c.Network.DHCP.Unknown = inventory.UnknownEnroll
+		c.Machines = append([]inventory.Machine{{Name: "free", Role: inventory.RoleControlPlane}}, c.Machines...)
 		for i := range 50 {
 			c.Machines = append(c.Machines, inventory.Machine{Name: fmt.Sprintf("slot%02d", i), Install: inventory.Install{Attempts: 3}})
 		}
@@ -278,7 +279,7 @@ func TestEnrollFillsSlotsInOrderOnce(t *testing.T) {
 	r, _ := newRack(t, NewMemoryStore(), cfg)
 	rec, err := r.Enroll(t.Context(), macUnknown)
 	require.NoError(t, err)
-	require.Equal(t, "knode1", rec.Name)
+	require.Equal(t, "knode1", rec.Name, "not the control plane before it")
 	var wait sync.WaitGroup
 	for i := range 100 { // every one asks twice, at once
 		wait.Go(func() {
@@ -291,6 +292,9 @@ func TestEnrollFillsSlotsInOrderOnce(t *testing.T) {
 	wait.Wait()
 	_, err = r.Enroll(t.Context(), inventory.MAC{2, 1})
 	require.ErrorIs(t, err, ErrNoFreeSlot)
+	rec, err = r.Approve(t.Context(), inventory.MAC{2, 1}, "free")
+	require.NoError(t, err, "somebody may give a control plane its hardware")
+	require.Equal(t, "free", rec.Name)
 	names := map[string]bool{}
 	for i := range 50 {
 		d := r.Decide(inventory.MAC{2, 0, 0, 0, 0, byte(i)})

@@ -253,7 +253,7 @@ func (r *Rack) UpdateCluster(ctx context.Context, change func(*Cluster) (*Event,
 		if event.Level == "" {
 			event.Level = Info
 		}
-		events = append(events, *event)
+		events = append(events, event.Plain())
 	}
 	stored, err := r.store.CommitCluster(ctx, to, events...)
 	if err != nil {

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 )
 
@@ -64,6 +65,7 @@ func (r *Rack) Report(name string, attempt int, p Progress) bool {
 	if !ok || rec.Attempt != attempt {
 		return false
 	}
+	p.Phase, p.Text = plain.Line(p.Phase, maxPhase), plain.Line(p.Text, maxProgress)
 	p.At = r.now()
 	r.lives.mu.Lock()
 	defer r.lives.mu.Unlock()

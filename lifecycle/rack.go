@@ -266,7 +266,7 @@ func (r *Rack) transitionEvent(from, to Record, why string) Event {
 	default:
 		e.Text = fmt.Sprintf("%s -> %s (%s), attempt %d", from.State, to.State, why, to.Attempt)
 	}
-	return e
+	return e.Plain()
 }
 
 // UnknownMachineError names a machine that is not in the list.

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"time"
 
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 )
 
@@ -40,6 +41,7 @@ func (r *Rack) Fail(ctx context.Context, name, reason string, retryable bool) (R
 // FailInstall notes that the installation of a machine failed, as itself reports it; another one may be tried.
 // A machine whose installation is over cannot fail it any more.
 func (r *Rack) FailInstall(ctx context.Context, name, reason string) (Record, error) {
+	reason = plain.Line(reason, maxReason)
 	return r.update(ctx, name, "reported", func(rec *Record) error {
 		if rec.State == Failed && rec.Failure != nil && rec.Failure.Reason == reason {
 			return nil // said twice
@@ -69,7 +71,7 @@ func (rec *Record) fail(reason string, retryable bool) error {
 	if phase == Failed && rec.Failure != nil {
 		phase = rec.Failure.Phase
 	}
-	rec.State, rec.Failure = to, &Failure{Phase: phase, Reason: reason, Retryable: retryable}
+	rec.State, rec.Failure = to, &Failure{Phase: phase, Reason: plain.Line(reason, maxReason), Retryable: retryable}
 	return nil
 }
 
@@ -213,11 +215,12 @@ func (r *Rack) Approve(ctx context.Context, mac inventory.MAC, name string) (Rec
 	return r.bind(ctx, mac, name, "approved")
 }
 
-// ErrNoFreeSlot is an enrolment with every slot of the list taken.
-var ErrNoFreeSlot = errors.New("every machine of the list has its hardware")
+// ErrNoFreeSlot is an enrolment with every worker's slot of the list taken.
+var ErrNoFreeSlot = errors.New("every worker of the list has its hardware")
 
-// Enroll gives an unknown machine the next free slot of the list, in order. A machine that has one keeps it;
-// a further card of a known machine gets none (*FurtherCardError).
+// Enroll gives an unknown machine the next free slot of a worker, in the order of the list: a control plane is handed
+// the cluster's keys, so that somebody has to approve it. A machine that has a slot keeps it; a further card of a known
+// machine gets none (*FurtherCardError).
 func (r *Rack) Enroll(ctx context.Context, mac inventory.MAC) (Record, error) {
 	r.change.Lock()
 	defer r.change.Unlock()
@@ -238,10 +241,10 @@ func (r *Rack) Enroll(ctx context.Context, mac inventory.MAC) (Record, error) {
 	return r.bind(ctx, mac, slot, "enrolled")
 }
 
-// freeSlot is the first machine of the list without hardware. The caller holds mu.
+// freeSlot is the first worker of the list without hardware. The caller holds mu.
 func (r *Rack) freeSlot() string {
 	for _, m := range r.config.Machines {
-		if m.MAC.IsZero() && !r.records[m.Name].Enrolled {
+		if m.Role != inventory.RoleControlPlane && m.MAC.IsZero() && !r.records[m.Name].Enrolled {
 			return m.Name
 		}
 	}

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -122,7 +123,7 @@ func (c *Client) Events(ctx context.Context, q EventQuery, each func(lifecycle.E
 	defer body.Close()
 	for lines := json.NewDecoder(body); ; {
 		var e lifecycle.Event
-		if err := lines.Decode(&e); errors.Is(err, io.EOF) || ctx.Err() != nil {
+		if err := decode(lines, &e); errors.Is(err, io.EOF) || ctx.Err() != nil {
 			return nil
 		} else if err != nil {
 			return fmt.Errorf("read events: %w", err)
@@ -142,7 +143,20 @@ func (c *Client) call(ctx context.Context, method, path string, in, out any) err
 	if out == nil {
 		return nil
 	}
-	return json.NewDecoder(body).Decode(out)
+	return decode(json.NewDecoder(body), out)
+}
+
+// maxText bounds each text of an answer, in bytes; the longest are events.
+const maxText = 8 << 10
+
+// decode reads a value of an answer, and makes its texts plain lines. They were that before they were stored, unless by
+// an older version: whatever a command prints comes through here.
+func decode(values *json.Decoder, into any) error {
+	if err := values.Decode(into); err != nil {
+		return err
+	}
+	plain.Deep(into, maxText)
+	return nil
 }
 
 // open makes a request and returns the body of its success.
@@ -173,7 +187,7 @@ func (c *Client) open(ctx context.Context, method, path string, in any) (io.Read
 		if json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(&p) != nil || p.Error == "" {
 			p.Error = resp.Status
 		}
-		return nil, errors.New(p.Error)
+		return nil, errors.New(plain.Lines(p.Error, maxText)) // the faults of a configuration are lines
 	}
 	return resp.Body, nil
 }

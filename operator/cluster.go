@@ -86,7 +86,7 @@ func (s *Server) hold(c echo.Context) error {
 	})
 }
 
-// kubeconfig hands through what a control plane sends; it is kept nowhere.
+// kubeconfig is written of what a control plane sends; it is kept nowhere.
 func (s *Server) kubeconfig(c echo.Context) error {
 	text, err := s.o.Cluster.Kubeconfig(c.Request().Context())
 	if err != nil {
@@ -118,7 +118,7 @@ func (c *Client) Unhold(ctx context.Context, name string) (lifecycle.Record, err
 	return rec, c.call(ctx, http.MethodPost, "/api/v1/machines/"+url.PathEscape(name)+"/unhold", nil, &rec)
 }
 
-// Kubeconfig is the cluster's admin.conf, fetched from a control plane.
+// Kubeconfig is an administrator's, of what a control plane has sent just now.
 func (c *Client) Kubeconfig(ctx context.Context) ([]byte, error) {
 	body, err := c.open(ctx, http.MethodPost, "/api/v1/cluster/kubeconfig", nil)
 	if err != nil {
@@ -144,7 +144,7 @@ func (c *Client) told(ctx context.Context, path string, in any, say func(string)
 	var rec lifecycle.Record
 	for lines := json.NewDecoder(body); ; {
 		var l line
-		switch err := lines.Decode(&l); {
+		switch err := decode(lines, &l); {
 		case errors.Is(err, io.EOF):
 			return rec, nil
 		case err != nil:

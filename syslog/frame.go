@@ -10,6 +10,8 @@ import (
 const (
 	// maxLine is how much of one message is kept; what is longer is cut, and the rest passed over.
 	maxLine = 8 << 10
+	// maxTag is how much of the name of what logs is kept: RFC 5424 gives it 48.
+	maxTag = 64
 	// maxFrame is the longest message that octet counting may announce: more is no length, but noise.
 	maxFrame = 1 << 20
 )

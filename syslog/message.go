@@ -143,17 +143,3 @@ func packages(text string) (percent int, what string, ok bool) {
 	}
 	return max(1, done*100/all), found[1] + " (" + found[2] + "/" + found[3] + ")", true
 }
-
-// printable makes a peer's text fit for a line of a log: without control characters, which terminals obey, and with
-// anything but UTF-8 replaced.
-func printable(text string) string {
-	return strings.Map(func(r rune) rune {
-		switch {
-		case r == '\t':
-			return ' '
-		case r < ' ', r >= 0x7f && r < 0xa0, r == '\u2028', r == '\u2029', r >= '\u202a' && r <= '\u202e', r >= '\u2066' && r <= '\u2069':
-			return -1
-		}
-		return r
-	}, strings.ToValidUTF8(text, "?"))
-}

@@ -11,6 +11,8 @@ import (
 	"unicode/utf8"
 
 	"github.com/stretchr/testify/require"
+
+	"rackstrap/internal/plain"
 )
 
 func all(t testing.TB, r io.Reader) (lines []string, cut uint64, err error) {
@@ -120,10 +122,6 @@ func TestPackages(t *testing.T) {
 	}
 }
 
-func TestPrintable(t *testing.T) {
-	require.Equal(t, "a b[31mcd?", printable("a\tb\x1b[31m\u0085c\u2028\u202ed\xff"))
-}
-
 // FuzzStream reads any bytes as a stream, whole and piecemeal: the messages are the same, none is too long, and every
 // one can be parsed.
 func FuzzStream(f *testing.F) {
@@ -139,7 +137,7 @@ func FuzzStream(f *testing.F) {
 		for _, line := range whole {
 			m := parse([]byte(line))
 			require.True(t, m.severity >= 0 && m.severity <= 7)
-			text := printable(m.text)
+			text := plain.Spaced(m.text, maxLine)
 			require.True(t, utf8.ValidString(text))
 			require.NotContains(t, text, "\n")
 			if percent, _, ok := packages(text); ok {

@@ -22,6 +22,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"rackstrap/internal/plain"
 	"rackstrap/lifecycle"
 )
 
@@ -251,7 +252,7 @@ func (s *Server) receive(conn net.Conn, who sender, file *logFile) {
 			who.dropped = 0
 		}
 		m := parse(line)
-		m.text = s.o.Rack.Redact(who.name, printable(m.text))
+		m.tag, m.text = plain.Line(m.tag, maxTag), s.o.Rack.Redact(who.name, plain.Spaced(m.text, maxLine))
 		s.o.Rack.Alive(who.from)
 		s.packages(&who, m)
 		failure.line(m)

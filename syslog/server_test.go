@@ -176,7 +176,7 @@ func TestInstallersLog(t *testing.T) {
 	require.Equal(t, "--- attempt 1, from 127.0.0.80", lines[0])
 	require.Equal(t, "anaconda: Kernel command line: inst.ks=http://10.10.10.1/ks/x", lines[1])
 	require.Equal(t, "packaging: Installing p1 (1/250)", lines[2])
-	require.Equal(t, "program: [2Jpassword (hidden) token (hidden)", lines[252])
+	require.Equal(t, "program: ?[2Jpassword (hidden) token (hidden)", lines[252])
 	require.Equal(t, "x: last", lines[253])
 	info, err := os.Stat(LogFile(r.dataDir, "kmaster"))
 	require.NoError(t, err)

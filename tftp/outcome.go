@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"rackstrap/bootplan"
+	"rackstrap/internal/plain"
 	"rackstrap/lifecycle"
 )
 
@@ -106,9 +107,9 @@ func (s *Server) finish(t *transfer, r result) {
 	}
 	mac, _ := s.Rack.MACByIP(t.client.Addr())
 	if r.ending == endFault {
-		s.Log.Error("tftp: appliance fault", "file", printable(t.name), "mac", mac.String(), "client", t.client.String(), "err", r.err)
+		s.Log.Error("tftp: appliance fault", "file", plain.Line(t.name, maxRequest), "mac", mac.String(), "client", t.client.String(), "err", r.err)
 	}
-	text := printable(row.text(t, r, took))
+	text := row.text(t, r, took)
 	if s.throttle.allow(now, t.client.Addr(), r.ending, t.name) {
 		s.Rack.Observe(lifecycle.Event{Time: now, MAC: mac, Source: "tftp", Kind: row.kind, Level: row.level,
 			Text: fmt.Sprintf("%s (%s)", text, t.client.Addr())})

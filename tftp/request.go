@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+
+	"rackstrap/internal/plain"
 )
 
 // The opcodes of RFC 1350 section 5 and of RFC 2347.
@@ -47,21 +49,11 @@ const maxErrorText = 200
 
 // packet is the ERROR packet: printable ASCII, for it ends on the screens of firmware.
 func (e *protocolError) packet() []byte {
-	text := printable(e.text)
+	text := plain.ASCII(e.text, maxErrorText)
 	p := make([]byte, 4, 4+maxErrorText+1)
 	binary.BigEndian.PutUint16(p, opERROR)
 	binary.BigEndian.PutUint16(p[2:], e.code)
-	return append(append(p, text[:min(len(text), maxErrorText)]...), 0)
-}
-
-// printable makes a text harmless for screens and logs.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r > '~' {
-			return '?'
-		}
-		return r
-	}, s)
+	return append(append(p, text...), 0)
 }
 
 // errSilent is a packet that gets no answer.

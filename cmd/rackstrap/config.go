@@ -10,6 +10,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 )
 
@@ -62,14 +63,14 @@ func interfaceAddresses(name string) ([]netip.Prefix, error) {
 
 func warn(cmd *cobra.Command, warnings []string) {
 	for _, w := range warnings {
-		fmt.Fprintln(cmd.ErrOrStderr(), "warning:", w)
+		row(cmd.ErrOrStderr(), "warning: "+w)
 	}
 }
 
 func newLogger(level slog.Level, asJSON bool) *slog.Logger {
 	options := &slog.HandlerOptions{Level: level}
 	if asJSON {
-		return slog.New(slog.NewJSONHandler(os.Stderr, options))
+		return slog.New(slog.NewJSONHandler(plain.JSON(os.Stderr), options))
 	}
 	return slog.New(slog.NewTextHandler(os.Stderr, options))
 }

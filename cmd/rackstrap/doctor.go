@@ -48,7 +48,7 @@ func (a *app) doctorCommand() *cobra.Command {
 		findings := a.examine(cmd.Context())
 		err := print(cmd, *format, findings, func(w io.Writer) {
 			for _, f := range findings {
-				fmt.Fprintf(w, "%s\t%s\t%s\n", f.mark(), f.Check, f.Text)
+				row(w, f.mark(), f.Check, f.Text)
 			}
 		})
 		if err != nil {

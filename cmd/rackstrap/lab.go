@@ -402,13 +402,13 @@ func labStatusCommand(flags *labFlags) *cobra.Command {
 			return err
 		}
 		return print(cmd, *format, machines, func(w io.Writer) {
-			fmt.Fprintln(w, "NAME\tMAC\tFIRMWARE\tPOWER\tUPTIME\tLAST LINE")
+			row(w, "NAME", "MAC", "FIRMWARE", "POWER", "UPTIME", "LAST LINE")
 			for _, m := range machines {
 				power := "off"
 				if m.Running {
 					power = "on"
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\n", m.Name, m.MAC, m.Firmware, power, m.Uptime.Round(time.Second), or(m.LastLine, "-"))
+				row(w, m.Name, m.MAC, m.Firmware, power, m.Uptime.Round(time.Second), or(m.LastLine, "-"))
 			}
 		})
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"rackstrap/firstboot/agent"
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 	"rackstrap/lab"
 	"rackstrap/lab/installer"
@@ -23,6 +24,9 @@ const (
 	exitFailed = 1 // it was tried and did not work
 	exitUsage  = 2 // wrong usage, or an invalid configuration
 )
+
+// maxError bounds what is printed of an error, in bytes: the faults of a configuration have a line each.
+const maxError = 64 << 10
 
 // version is set by the build (-ldflags -X).
 var version = "devel"
@@ -37,7 +41,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := rootCommand().ExecuteContext(ctx); err != nil {
-		fmt.Fprintln(os.Stderr, "rackstrap:", err)
+		fmt.Fprintln(os.Stderr, "rackstrap:", plain.Lines(err.Error(), maxError))
 		os.Exit(exitCode(err))
 	}
 }

@@ -46,9 +46,9 @@ func (a *app) mediaListCommand() *cobra.Command {
 			list = append(list, inspect(m, report.About("medium "+m.Name)))
 		}
 		return print(cmd, *format, list, func(w io.Writer) {
-			fmt.Fprintln(w, "NAME\tWHERE\tPRODUCT\tKERNEL\tSHIM\tFILES\tVERDICT")
+			row(w, "NAME", "WHERE", "PRODUCT", "KERNEL", "SHIM", "FILES", "VERDICT")
 			for _, m := range list {
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%d\t%s\n", m.Name, m.Where, or(m.Product, "-"), or(m.Kernel, "-"), or(m.Shim, "-"), m.Files, m.verdict())
+				row(w, m.Name, m.Where, or(m.Product, "-"), or(m.Kernel, "-"), or(m.Shim, "-"), m.Files, m.verdict())
 			}
 		})
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 	"rackstrap/operator"
@@ -28,7 +29,7 @@ func print(cmd *cobra.Command, format string, value any, table func(io.Writer)) 
 	out := cmd.OutOrStdout()
 	switch format {
 	case "json":
-		text := json.NewEncoder(out)
+		text := json.NewEncoder(plain.JSON(out))
 		text.SetIndent("", "  ")
 		return text.Encode(value)
 	case "table":
@@ -37,6 +38,19 @@ func print(cmd *cobra.Command, format string, value any, table func(io.Writer)) 
 		return w.Flush()
 	}
 	return &usageError{fmt.Errorf("-o %s: table or json", format)}
+}
+
+// maxCell bounds a cell of a table, in bytes.
+const maxCell = 1000
+
+// row prints one line of a table: its cells hold what peers, media and consoles have in them, and none of it may move
+// the cursor or begin a cell or a line of its own.
+func row(w io.Writer, cells ...any) {
+	texts := make([]string, len(cells))
+	for i, cell := range cells {
+		texts[i] = plain.Line(fmt.Sprint(cell), maxCell)
+	}
+	fmt.Fprintln(w, strings.Join(texts, "\t"))
 }
 
 func (a *app) statusCommand() *cobra.Command {
@@ -129,14 +143,14 @@ func (a *app) machinesCommand() *cobra.Command {
 			return err
 		}
 		return print(cmd, *format, st.Machines, func(w io.Writer) {
-			fmt.Fprintln(w, "NAME\tMAC\tFIRMWARE\tVENDOR CLASS\tUUID\tRELAY\tHOST NAME\tFIRST SEEN\tLAST BOOT\tDISK BOOT")
+			row(w, "NAME", "MAC", "FIRMWARE", "VENDOR CLASS", "UUID", "RELAY", "HOST NAME", "FIRST SEEN", "LAST BOOT", "DISK BOOT")
 			for _, m := range st.Machines {
 				s := m.Sighting
 				relay := "-"
 				if s.Relay.IsValid() {
 					relay = s.Relay.String()
 				}
-				fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), cardsText(m), or(s.Firmware, "-"),
+				row(w, or(m.Name, "?"), cardsText(m), or(s.Firmware, "-"),
 					or(s.VendorClass, "-"), or(s.UUID, "-"), relay, or(s.Hostname, "-"),
 					age(st.Now, s.First), age(st.Now, s.LastBoot), age(st.Now, s.DiskBoot))
 			}
@@ -165,7 +179,7 @@ func (a *app) eventsCommand() *cobra.Command {
 		}
 		ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt)
 		defer stop()
-		lines := json.NewEncoder(cmd.OutOrStdout())
+		lines := json.NewEncoder(plain.JSON(cmd.OutOrStdout()))
 		return client.Events(ctx, q, func(e lifecycle.Event) error {
 			switch *format {
 			case "json":
@@ -189,6 +203,7 @@ func eventLine(e lifecycle.Event) string {
 	if e.Level != lifecycle.Info {
 		mark = strings.ToUpper(string(e.Level)) + " "
 	}
+	e = e.Plain()
 	return fmt.Sprintf("%s  %-17s  %-9s  %-12s  %s%s", e.Time.Local().Format("2006-01-02 15:04:05.000"), who, e.Source, e.Kind, mark, e.Text)
 }
 

@@ -170,7 +170,7 @@ func clusterState(st operator.Status) string {
 
 // machinesTable is one line a machine; the discovered ones say how they are approved.
 func machinesTable(w io.Writer, st operator.Status) {
-	fmt.Fprintln(w, "NAME\tMAC\tADDRESS\tROLE\tSTATE\tFOR\tNODE\tTRY\tBOOTS\tWHAT")
+	row(w, "NAME", "MAC", "ADDRESS", "ROLE", "STATE", "FOR", "NODE", "TRY", "BOOTS", "WHAT")
 	for _, m := range st.Machines {
 		try, since := "-", "-"
 		if m.Record.Attempt > 0 {
@@ -178,7 +178,7 @@ func machinesTable(w io.Writer, st operator.Status) {
 		} else if !m.Sighting.First.IsZero() {
 			since = age(st.Now, m.Sighting.First)
 		}
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\t%s\n", or(m.Name, "?"), cardsText(m), addrText(m),
+		row(w, or(m.Name, "?"), cardsText(m), addrText(m),
 			or(string(m.Role), "-"), or(string(m.State), "-"), since, nodeText(st, m), try, or(string(m.Action), "-"), whatText(st, m))
 	}
 }

@@ -16,6 +16,8 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/require"
+
+	"rackstrap/internal/testca"
 )
 
 func TestMain(m *testing.M) {
@@ -237,7 +239,7 @@ func TestItSaysWhatTheRealOnesSay(t *testing.T) {
 	l.same("token-list-json", "kmaster", "kubeadm", "token", "list", "-o", "json", "--kubeconfig", admin)
 	state, err := Open(filepath.Join(l.dir, "cluster.json")).Read()
 	require.NoError(t, err)
-	hash := caHash(state.CA)
+	hash := testca.Pair{Cert: state.CA}.Hash()
 
 	bad := func(name, host, token, hash, key string) {
 		t.Helper()

@@ -2,6 +2,7 @@ package fakekube
 
 import (
 	"crypto/rand"
+	"encoding/base64"
 	"encoding/binary"
 	"encoding/json"
 	"fmt"
@@ -12,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"rackstrap/internal/testca"
 )
 
 // Files of kubeadm and kubelet.
@@ -170,10 +173,7 @@ func (c *call) init(path string, upload bool) error {
 	} else if have := c.images(); !c.host.Images && slices.ContainsFunc(names, func(n string) bool { return !slices.Contains(have, n) }) {
 		return failf("error execution phase preflight: [preflight] Some fatal errors occurred:\n\t[ERROR ImagePull]: failed to pull image %s: output: no such host", names[0])
 	}
-	ca, err := newCA()
-	if err != nil {
-		return err
-	}
+	ca := testca.New()
 	c.say("[certs] Using certificateDir folder \"/etc/kubernetes/pki\"")
 	err = c.file.Update(func(s *State) error {
 		for name, h := range s.Hosts {
@@ -184,13 +184,13 @@ func (c *call) init(path string, upload bool) error {
 		}
 		commands, kept := s.Commands, s.Hosts
 		s.clear()
-		s.Commands, s.Hosts, s.CA, s.Endpoint, s.Phase = commands, kept, ca, conf.Cluster.ControlPlaneEndpoint, "certs"
+		s.Commands, s.Hosts, s.CA, s.CAKey, s.Endpoint, s.Phase = commands, kept, ca.Cert, ca.Key, conf.Cluster.ControlPlaneEndpoint, "certs"
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	if err := c.becomeMaster(ca); err != nil {
+	if err := c.becomeMaster(ca.Cert); err != nil {
 		return err
 	}
 	c.say("[kubelet-start] Starting the kubelet\n[wait-control-plane] Waiting for the kubelet to boot up the control plane as static Pods from directory \"/etc/kubernetes/manifests\". This can take up to 4m0s")
@@ -232,7 +232,7 @@ func (c *call) init(path string, upload bool) error {
 		return err
 	}
 	c.say("[upload-certs] Using certificate key:\n%s\n[bootstrap-token] Using token: %s\n[addons] Applied essential addon: CoreDNS\n[addons] Applied essential addon: kube-proxy\n\nYour Kubernetes control-plane has initialized successfully!\n", key, token)
-	c.say("kubeadm join %s --token %s \\\n\t--discovery-token-ca-cert-hash %s \\\n\t--control-plane --certificate-key %s", conf.Cluster.ControlPlaneEndpoint, token, caHash(ca), key)
+	c.say("kubeadm join %s --token %s \\\n\t--discovery-token-ca-cert-hash %s \\\n\t--control-plane --certificate-key %s", conf.Cluster.ControlPlaneEndpoint, token, ca.Hash(), key)
 	return nil
 }
 
@@ -258,22 +258,24 @@ func (c *call) member() Member {
 
 // register makes the node object and its credentials.
 func (s *State) register(c *call, master bool) error {
-	key := s.secret(randomHex(48))
+	kubelet := testca.Pair{Cert: "", Key: randomHex(48)} // a key that is nothing but a secret
+	key := s.secret(base64.StdEncoding.EncodeToString([]byte(kubelet.Key)))
 	s.Nodes[c.host.Name] = Node{IP: c.host.IP, ControlPlane: master, Joined: time.Now()}
 	s.Kubelets[c.host.Name] = key
 	server := "https://" + s.Endpoint
-	if err := c.write(kubeletConf, kubeconfigText(server, "system:node:"+c.host.Name, s.CA, key)); err != nil {
+	if err := c.write(kubeletConf, testca.Kubeconfig(server, "system:node:"+c.host.Name, s.CA, kubelet)); err != nil {
 		return err
 	}
 	if err := c.write("/var/lib/kubelet/config.yaml", "kind: KubeletConfiguration\n"); err != nil || !master {
 		return err
 	}
-	admin := s.secret(randomHex(48))
-	s.Admins = append(s.Admins, admin)
-	if err := c.write(controllerConf, kubeconfigText("https://"+c.host.IP+":6443", "system:kube-controller-manager", s.CA, admin)); err != nil {
+	pair := testca.Pair{Cert: s.CA, Key: s.CAKey}.Admin()
+	s.secret(pair.Key)
+	s.Admins = append(s.Admins, s.secret(base64.StdEncoding.EncodeToString([]byte(pair.Key))))
+	if err := c.write(controllerConf, testca.Kubeconfig("https://"+c.host.IP+":6443", "system:kube-controller-manager", s.CA, pair)); err != nil {
 		return err
 	}
-	return c.write(adminConf, kubeconfigText(server, "kubernetes-admin", s.CA, admin))
+	return c.write(adminConf, testca.Kubeconfig(server, "kubernetes-admin", s.CA, pair))
 }
 
 func (s *State) uploadCerts(key string) {
@@ -380,8 +382,8 @@ func (c *call) discover(phase string, t *tokenDiscovery) error {
 				answer = failf("%scould not find a JWS signature in the cluster-info ConfigMap for token ID %q", prefix, id)
 			case known.Secret != secret:
 				answer = failf("%sfailed to verify JWS signature of received cluster info object, can't trust this API Server", prefix)
-			case !slices.Contains(t.CACertHashes, caHash(s.CA)):
-				answer = failf("%scluster CA found in cluster-info ConfigMap is invalid: none of the public keys %q are pinned", prefix, caHash(s.CA))
+			case !slices.Contains(t.CACertHashes, testca.Pair{Cert: s.CA}.Hash()):
+				answer = failf("%scluster CA found in cluster-info ConfigMap is invalid: none of the public keys %q are pinned", prefix, testca.Pair{Cert: s.CA}.Hash())
 			}
 			return nil
 		})

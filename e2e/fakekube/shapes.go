@@ -170,30 +170,6 @@ func strictly(document *yaml.Node, into any) error {
 	return decode.Decode(into)
 }
 
-// kubeconfigText is a kubeconfig with a client key that is nothing but a secret.
-func kubeconfigText(server, user, ca, key string) string {
-	return fmt.Sprintf(`apiVersion: v1
-clusters:
-- cluster:
-    certificate-authority-data: %s
-    server: %s
-  name: kubernetes
-contexts:
-- context:
-    cluster: kubernetes
-    user: %s
-  name: %s@kubernetes
-current-context: %s@kubernetes
-kind: Config
-preferences: {}
-users:
-- name: %s
-  user:
-    client-certificate-data: %s
-    client-key-data: %s
-`, hashed(ca), server, user, user, user, user, hashed(key), key)
-}
-
 type kubeconfig struct {
 	Clusters []struct {
 		Cluster struct {

@@ -1,18 +1,12 @@
 package fakekube
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
 	"crypto/sha256"
-	"crypto/x509"
-	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"os"
 	"path/filepath"
 	"slices"
@@ -24,6 +18,7 @@ import (
 type State struct {
 	Created  time.Time            `json:"created"` // zero: there is none
 	CA       string               `json:"ca"`      // PEM
+	CAKey    string               `json:"ca_key"`
 	Endpoint string               `json:"endpoint"`
 	Phase    string               `json:"phase"` // of the init that made it: "complete" in the end
 	Tokens   map[string]Token     `json:"tokens"`
@@ -147,7 +142,7 @@ func (f *File) Read() (*State, error) {
 
 // clear forgets the cluster, not what was noticed.
 func (s *State) clear() {
-	s.Created, s.CA, s.Phase, s.Certs, s.Members, s.Admins, s.Joining = time.Time{}, "", "", nil, nil, nil, nil
+	s.Created, s.CA, s.CAKey, s.Phase, s.Certs, s.Members, s.Admins, s.Joining = time.Time{}, "", "", "", nil, nil, nil, nil
 	s.Tokens, s.Nodes, s.Kubelets, s.Objects = map[string]Token{}, map[string]Node{}, map[string]string{}, map[string]bool{}
 }
 
@@ -245,30 +240,6 @@ func (s *State) JoinTokens() []string {
 	}
 	slices.Sort(ids)
 	return ids
-}
-
-func newCA() (string, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return "", err
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "kubernetes"},
-		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().AddDate(10, 0, 0), IsCA: true, BasicConstraintsValid: true}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), err
-}
-
-func caHash(text string) string {
-	block, _ := pem.Decode([]byte(text))
-	if block == nil {
-		return ""
-	}
-	cert, err := x509.ParseCertificate(block.Bytes)
-	if err != nil {
-		return ""
-	}
-	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 func hashed(text string) string {

@@ -5,6 +5,7 @@ import (
 
 	"rackstrap/firstboot/api"
 	"rackstrap/internal/efiboot"
+	"rackstrap/internal/plain"
 )
 
 // BootMemory is the file with the boot entry that is to be the first one.
@@ -18,8 +19,8 @@ func (h *Host) boot() api.Boot {
 	case errors.Is(err, efiboot.ErrBIOS):
 		return api.Boot{Firmware: api.BIOS}
 	case err != nil:
-		return api.Boot{Firmware: api.UEFI, Error: oneLine(err.Error(), 300)}
+		return api.Boot{Firmware: api.UEFI, Error: plain.Line(err.Error(), 300)}
 	default:
-		return api.Boot{Firmware: api.UEFI, NetworkFirst: r.NetworkFirst, First: oneLine(r.First, 100)}
+		return api.Boot{Firmware: api.UEFI, NetworkFirst: r.NetworkFirst, First: plain.Line(r.First, 100)}
 	}
 }

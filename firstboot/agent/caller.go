@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/plain"
 )
 
 // Times of the calls.
@@ -283,9 +284,9 @@ func (c *caller) call(ctx context.Context, method, path, bearer string, body, an
 func reasonOf(body []byte) string {
 	var said struct{ Error, Message string }
 	if json.Unmarshal(body, &said) == nil && said.Error+said.Message != "" {
-		return oneLine(said.Error+said.Message, 300)
+		return plain.Line(said.Error+said.Message, 300)
 	}
-	return oneLine(string(body[:min(len(body), 300)]), 300)
+	return plain.Line(string(body[:min(len(body), 300)]), 300)
 }
 
 // retryAfter reads seconds; the date form (RFC 9110 10.2.3) is not used by the appliance, and needs a right clock.
@@ -341,7 +342,7 @@ func newReporter(home *caller, log *slog.Logger) *reporter {
 
 func (r *reporter) tell(phase, text string, percent int) {
 	select {
-	case r.queue <- api.Event{Kind: "progress", Phase: phase, Percent: percent, Text: oneLine(text, 500)}:
+	case r.queue <- api.Event{Kind: "progress", Phase: phase, Percent: percent, Text: plain.Line(text, 500)}:
 	default:
 	}
 }

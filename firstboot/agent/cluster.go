@@ -17,6 +17,8 @@ import (
 	"time"
 
 	"go.yaml.in/yaml/v3"
+
+	"rackstrap/internal/plain"
 )
 
 // Files of kubeadm and kubelet.
@@ -159,7 +161,7 @@ func (n *node) marked() bool {
 func (n *node) ready() (bool, string) {
 	for _, c := range n.Status.Conditions {
 		if c.Type == "Ready" {
-			return c.Status == "True", oneLine(c.Reason+": "+c.Message, 300)
+			return c.Status == "True", plain.Line(c.Reason+": "+c.Message, 300)
 		}
 	}
 	return false, "kubelet has not reported yet"

@@ -13,6 +13,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"rackstrap/internal/plain"
 )
 
 // searched is where programs are looked up; what PATH the service manager had does not matter.
@@ -57,12 +59,12 @@ func lastWords(output string) string {
 		switch {
 		case line == "", strings.HasPrefix(line, "To see the stack trace"), strings.HasPrefix(line, "[preflight] If you know what"):
 		case strings.HasPrefix(line, "[ERROR "):
-			return oneLine(line, 400)
+			return plain.Line(line, 400)
 		default:
 			last = line
 		}
 	}
-	return oneLine(last, 400)
+	return plain.Line(last, 400)
 }
 
 // lookUp finds a program by its name.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/plain"
 )
 
 // maxMACs bounds what a machine with many virtual interfaces tells.
@@ -43,7 +44,7 @@ func (h *Host) Facts(ctx context.Context) api.Facts {
 		f.Containerd = containerdVersion(out)
 	}
 	if out, err := h.run(ctx, s, "kubeadm", "version", "-o", "short"); err == nil {
-		f.Kubeadm = oneLine(out, 40)
+		f.Kubeadm = plain.Line(out, 40)
 	}
 	return f
 }
@@ -65,7 +66,7 @@ func prettyName(text string) string {
 	lines := bufio.NewScanner(strings.NewReader(text))
 	for lines.Scan() {
 		if value, ok := strings.CutPrefix(lines.Text(), "PRETTY_NAME="); ok {
-			return oneLine(strings.Trim(value, `"'`), 100)
+			return plain.Line(strings.Trim(value, `"'`), 100)
 		}
 	}
 	return ""
@@ -74,7 +75,7 @@ func prettyName(text string) string {
 // containerdVersion is the third word: "containerd containerd.io 1.6.33 d2d58213…".
 func containerdVersion(text string) string {
 	if words := strings.Fields(text); len(words) >= 3 {
-		return oneLine(words[2], 40)
+		return plain.Line(words[2], 40)
 	}
 	return ""
 }

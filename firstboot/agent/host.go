@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/plain"
 )
 
 // HostOptions are the dependencies of a Host.
@@ -82,7 +83,7 @@ func (h *Host) Do(ctx context.Context, w api.Work, tell func(text string, percen
 		if !errors.As(err, &f) {
 			f = &failure{err: err, retryable: true}
 		}
-		result.Error, result.Retryable, result.AuthError = oneLine(h.redact(err.Error()), 1000), f.retryable, f.auth
+		result.Error, result.Retryable, result.AuthError = plain.Line(h.redact(err.Error()), 1000), f.retryable, f.auth
 		if expired(ctx) {
 			result.Error = fmt.Sprintf("%s did not end within %d s: %s", w.Action, w.Seconds, result.Error)
 		}
@@ -95,7 +96,7 @@ func (h *Host) Do(ctx context.Context, w api.Work, tell func(text string, percen
 func (h *Host) Import(ctx context.Context, images []api.Image, tell func(text string, percent int)) error {
 	job := &job{Host: h, session: newSession(func(string) {}), work: api.Work{Images: images}, tell: tell}
 	if err := job.importImages(ctx); err != nil {
-		return errors.New(oneLine(h.redact(err.Error()), 1000))
+		return errors.New(plain.Line(h.redact(err.Error()), 1000))
 	}
 	return nil
 }

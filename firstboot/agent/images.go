@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/plain"
 )
 
 // kubelet sees the images of this namespace of containerd alone.
@@ -62,7 +63,7 @@ func (j *job) importImage(ctx context.Context, image api.Image) error {
 func (j *job) download(ctx context.Context, image api.Image) (string, error) {
 	target, err := url.Parse(image.URL)
 	if err != nil || target.Scheme != "http" && target.Scheme != "https" || !sha256Form.MatchString(image.SHA256) || image.Size <= 0 {
-		return "", fatalf("%q is not an archive that can be fetched", oneLine(image.URL, 200))
+		return "", fatalf("%q is not an archive that can be fetched", plain.Line(image.URL, 200))
 	}
 	dir := j.own("images")
 	if err := os.MkdirAll(dir, 0o700); err != nil {

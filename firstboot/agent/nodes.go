@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/plain"
 )
 
 // nodeColumns has kubectl print a line a node: nodes in full are some 20 KiB each, for the list of images in them. A field
@@ -44,7 +45,7 @@ func parseNodes(text string) ([]api.Node, error) {
 	for line := range strings.Lines(text) {
 		fields := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 		if len(fields) != 6 || !nodeName.MatchString(fields[0]) {
-			return nil, fmt.Errorf("kubectl get nodes: a line that is none of a node: %q", oneLine(line, 100))
+			return nil, fmt.Errorf("kubectl get nodes: a line that is none of a node: %q", plain.Line(line, 100))
 		}
 		n := api.Node{Name: fields[0], Ready: fields[1]}
 		switch n.Ready {
@@ -54,7 +55,7 @@ func parseNodes(text string) ([]api.Node, error) {
 				n.Reason = fields[3]
 			}
 		default:
-			return nil, fmt.Errorf("kubectl get nodes: %s: %q is no status of a condition", n.Name, oneLine(n.Ready, 20))
+			return nil, fmt.Errorf("kubectl get nodes: %s: %q is no status of a condition", n.Name, plain.Line(n.Ready, 20))
 		}
 		n.Since, _ = time.Parse(time.RFC3339, fields[2])
 		n.Address, _, _ = strings.Cut(fields[4], " ")

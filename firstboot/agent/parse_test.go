@@ -36,13 +36,11 @@ func TestRedact(t *testing.T) {
 	}
 }
 
-func TestTailAndOneLine(t *testing.T) {
+func TestTail(t *testing.T) {
 	require.Equal(t, "abc", tail("abc", 3))
 	require.Equal(t, "third\n", tail("first\nsecond\nthird\n", 8), "from the beginning of a line")
 	require.Equal(t, "xxxxxxxx", tail(strings.Repeat("x", 100), 8))
 	require.True(t, utf8.ValidString(tail(strings.Repeat("é", 100), 9)))
-	require.Equal(t, "a b c", oneLine(" a\n\tb\x00\x1b c ", 100))
-	require.Equal(t, "ab…", oneLine("abcd", 2))
 }
 
 func TestLastWords(t *testing.T) {

@@ -49,18 +49,3 @@ func tail(text string, limit int) string {
 	}
 	return strings.ToValidUTF8(text, "")
 }
-
-// oneLine makes a text fit for a line of a log: printable, one line, at most so many bytes of its beginning.
-func oneLine(text string, limit int) string {
-	text = strings.Join(strings.FieldsFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f }), " ")
-	text = strings.Map(func(r rune) rune {
-		if r > '~' {
-			return -1
-		}
-		return r
-	}, text)
-	if len(text) > limit {
-		text = text[:limit] + "…"
-	}
-	return text
-}

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/plain"
 )
 
 // verifyNamespace holds what the availability check makes; removing it removes all.
@@ -44,7 +45,7 @@ func (j *job) verify(ctx context.Context) (result api.Result, err error) {
 	}
 	if _, err := j.kubectl(ctx, "-n", verifyNamespace, "rollout", "status", "deployment/web", "--timeout", j.half(ctx)); err != nil {
 		why, _ := j.kubectl(ctx, "-n", verifyNamespace, "get", "pods", "-o", "wide")
-		return result, retryf("the web server (%s) did not start: %w; %s", j.work.Image, err, oneLine(why, 300))
+		return result, retryf("the web server (%s) did not start: %w; %s", j.work.Image, err, plain.Line(why, 300))
 	}
 	out, err := j.kubectl(ctx, "-n", verifyNamespace, "get", "service", "web", "-o", "json")
 	if err != nil {

@@ -4,32 +4,25 @@
 package fakenode
 
 import (
-	"crypto/ecdsa"
-	"crypto/elliptic"
 	"crypto/rand"
-	"crypto/sha256"
-	"crypto/x509"
-	"crypto/x509/pkix"
+	"encoding/base64"
 	"encoding/hex"
-	"encoding/pem"
 	"fmt"
 	"maps"
-	"math/big"
 	"slices"
 	"strings"
 	"sync"
-	"time"
 
 	"go.yaml.in/yaml/v3"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/testca"
 )
 
 // Kube is the one cluster of the machines of a test.
 type Kube struct {
 	mu      sync.Mutex
-	ca      string
-	hash    string
+	ca      testca.Pair
 	tokens  map[string]string // by id: the secret half
 	key     string            // of the certificates uploaded last
 	Nodes   map[string]*Node
@@ -50,6 +43,13 @@ type Node struct {
 // New makes a cluster that is not initialised.
 func New() *Kube {
 	return &Kube{tokens: map[string]string{}, Nodes: map[string]*Node{}, Secrets: map[string]bool{}}
+}
+
+// CA is the cluster's, once it is initialised.
+func (k *Kube) CA() testca.Pair {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.ca
 }
 
 // Machine is one machine's disk, and the programs on it.
@@ -217,8 +217,9 @@ func (m *Machine) Do(w api.Work) api.Result {
 		}
 		return api.Result{OK: true}
 	case api.Kubeconfig:
-		text := "apiVersion: v1\nkind: Config\nusers:\n- user: {client-key-data: " + random(32) + "}\n"
-		k.Secrets[text] = true
+		admin := k.ca.Admin()
+		text := testca.Kubeconfig("https://"+m.IP+":6443", "kubernetes-admin", k.ca.Cert, admin)
+		k.Secrets[admin.Key], k.Secrets[base64.StdEncoding.EncodeToString([]byte(admin.Key))] = true, true
 		return api.Result{OK: true, Kubeconfig: text}
 	case api.VerifyCluster:
 		return api.Result{OK: true, Output: "reached through " + strings.Join(w.Addresses, " ")}
@@ -230,17 +231,17 @@ func (m *Machine) Do(w api.Work) api.Result {
 func (m *Machine) init(w api.Work) api.Result {
 	k := m.Kube
 	if m.Joined { // admin.conf exists, and the API answers
-		return api.Result{OK: true, CACert: k.ca}
+		return api.Result{OK: true, CACert: k.ca.Cert}
 	}
 	d, err := firstDocument(w.KubeadmConfig)
 	if err != nil {
 		return api.Result{Error: err.Error()}
 	}
 	k.Inits++
-	if k.ca != "" {
+	if k.ca.Cert != "" {
 		k.fault("%s initialised a second cluster", m.Name)
 	}
-	k.ca, k.hash = newCA()
+	k.ca = testca.New()
 	for _, t := range d.BootstrapTokens {
 		id, _, _ := strings.Cut(t.Token, ".")
 		k.tokens[id] = t.Token
@@ -248,7 +249,7 @@ func (m *Machine) init(w api.Work) api.Result {
 	}
 	m.Joined = true
 	k.Nodes[m.Name] = &Node{Master: true, Ready: true, IP: m.IP}
-	return api.Result{OK: true, CACert: k.ca}
+	return api.Result{OK: true, CACert: k.ca.Cert}
 }
 
 func (m *Machine) join(w api.Work) api.Result {
@@ -267,7 +268,7 @@ func (m *Machine) join(w api.Work) api.Result {
 		k.fault("%s was told to join as %s", m.Name, d.NodeRegistration.Name)
 	case k.tokens[id] != b.Token:
 		return api.Result{Error: "could not find a JWS signature for token ID", AuthError: true, Retryable: true}
-	case len(b.CACertHashes) != 1 || b.CACertHashes[0] != k.hash:
+	case len(b.CACertHashes) != 1 || b.CACertHashes[0] != k.ca.Hash():
 		return api.Result{Error: "the CA is not the pinned one"}
 	}
 	if n := k.Nodes[m.Name]; n != nil && n.Ready {
@@ -291,24 +292,4 @@ func random(bytes int) string {
 	raw := make([]byte, bytes)
 	rand.Read(raw)
 	return hex.EncodeToString(raw)
-}
-
-// newCA makes a CA like kubeadm's, and the pin of its key.
-func newCA() (certificate, hash string) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		panic(err)
-	}
-	template := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "kubernetes"},
-		NotAfter: time.Now().AddDate(10, 0, 0), IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, key.Public(), key)
-	if err != nil {
-		panic(err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	if err != nil {
-		panic(err)
-	}
-	sum := sha256.Sum256(cert.RawSubjectPublicKeyInfo)
-	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})), "sha256:" + hex.EncodeToString(sum[:])
 }

@@ -14,4 +14,4 @@ go run ./cmd/rackstrap lab kubernetes
 others=$(go list ./... | grep -vE '^rackstrap/(lab|e2e)$')
 # shellcheck disable=SC2086 # a list of words
 go test -race -timeout 25m $others
-go test -timeout 40m -p 1 -v ./lab ./e2e | grep -vE '^=== (RUN|PAUSE|CONT)'
+go test -timeout 60m -p 1 -v ./lab ./e2e | grep -vE '^=== (RUN|PAUSE|CONT)'

@@ -26,7 +26,7 @@ import (
 const forged = "\x1b[2J\r\n2026-11-30 12:00:00.000  m0                 lifecycle  ready         joined -> ready (seen by m1)\n\u009b31m\u0085\x7f\u202e\u2066\u2028\u200b\xff"
 
 // Texts of strangers and of machines, by every listener, come out of every command as harmless parts of a line.
-func TestHostileTexts(t *testing.T) {
+func TestAttackTexts(t *testing.T) {
 	testenv.NeedTool(t, "logger", "bash")
 	n := newNetwork(t, "e2eplain")
 	config := stormConfig(t, 2)
@@ -135,7 +135,7 @@ func harmless(t *testing.T, what, text string) {
 }
 
 // Paths that are asked for below a repository, and what its upstream answers, are words of strangers, too.
-func TestHostileWordsOfAMirror(t *testing.T) {
+func TestAttackWordsOfAMirror(t *testing.T) {
 	upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch {
 		case strings.Contains(r.URL.Path, "redirect"):

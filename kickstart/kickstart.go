@@ -140,7 +140,7 @@ func (r *Renderer) view(in Input) (*profile, *view, error) {
 
 func (p *profile) execute(v *view) ([]byte, error) {
 	var out bytes.Buffer
-	out.Grow(16 << 10)
+	out.Grow(32 << 10)
 	if err := p.templates.ExecuteTemplate(&out, templateFile, v); err != nil {
 		return nil, err
 	}

@@ -14,4 +14,11 @@ go run ./cmd/rackstrap lab kubernetes
 others=$(go list ./... | grep -vE '^rackstrap/(lab|e2e)$')
 # shellcheck disable=SC2086 # a list of words
 go test -race -timeout 25m $others
-go test -timeout 60m -p 1 -v ./lab ./e2e | grep -vE '^=== (RUN|PAUSE|CONT)'
+said=$(mktemp)
+trap 'rm -f "$said"' EXIT
+if ! go test -timeout 60m -p 1 -v ./lab ./e2e | grep -vE '^=== (RUN|PAUSE|CONT)' | tee "$said"; then
+  # The machines' logs stand between the reader and the reason.
+  echo 'What failed, once more:'
+  awk '/Error Trace:/ { n = 40 } /^ *--- FAIL|^panic:|^FAIL/ { print } n-- > 0 { print } /Test: / { n = 0 }' "$said" | cut -c 1-400
+  exit 1
+fi

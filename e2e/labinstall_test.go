@@ -379,7 +379,7 @@ func TestInstallOntoDisks(t *testing.T) {
 		require.Contains(t, events, "installing -> installed (reported by its %post)")
 		require.Contains(t, events, `iPXE script "local-disk"`, "it booted from the network, and was sent to its disk")
 		require.Contains(t, events, "installed -> firstboot")
-		require.Contains(t, events, "packages 100%", "the installer's log")
+		require.Contains(t, events, "packages ", "the installer's log, some datagrams of which may be lost")
 		want := "boot order: UEFI "
 		if name == "kmaster" {
 			want = "boot order: this machine has BIOS"

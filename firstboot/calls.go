@@ -95,16 +95,21 @@ func (s *Server) apply(ctx context.Context, name string, e api.Event, byAgent bo
 	case e.Kind == "failed" && byAgent: // what fails a machine is the result of its work
 		s.o.Rack.Observe(s.eventOf(name, lifecycle.Warn, "agent", printable(e.Phase)+": "+text))
 		return nil
-	case e.Kind == "installed":
-		_, err := s.o.Rack.Apply(ctx, name, lifecycle.ReportDone, "reported by its %post")
+	}
+	before, err := s.o.Rack.Member(name)
+	if err != nil {
 		return err
-	case e.Kind == "failed":
-		before, err := s.o.Rack.Member(name)
-		if err != nil {
-			return err
+	}
+	switch e.Kind {
+	case "installed":
+		after, err := s.o.Rack.Apply(ctx, name, lifecycle.ReportDone, "reported by its %post")
+		if err == nil && text != "" && after.Revision != before.Record.Revision { // else it is said again
+			s.o.Rack.Observe(s.eventOf(name, lifecycle.Info, "post", text))
 		}
+		return err
+	case "failed":
 		after, err := s.o.Rack.FailInstall(ctx, name, failureOf(e.Phase, e.Text))
-		if err == nil && after.Revision != before.Record.Revision { // else it is said again
+		if err == nil && after.Revision != before.Record.Revision {
 			s.logTail(name, e.Phase, text)
 		}
 		return err

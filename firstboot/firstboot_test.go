@@ -97,12 +97,21 @@ func (p *plane) post(t *testing.T, name, secret string, body any) int {
 func TestInstalledIsReported(t *testing.T) {
 	p := newPlane(t)
 	secret, attempt := p.install(t)
-	done := api.Event{Attempt: attempt, Kind: "installed", Phase: "post"}
+	done := api.Event{Attempt: attempt, Kind: "installed", Phase: "post", Text: "boot order: UEFI PXEv4 is first"}
 	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, api.Event{Attempt: attempt, Kind: "progress", Text: "packages 40 %"}))
 	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, done))
 	require.Equal(t, lifecycle.ActionLocalDisk, p.rack.Decide(mac).Action)
 	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, done), "the answer was lost, it is asked again")
 	require.Equal(t, http.StatusConflict, p.post(t, "kmaster", secret, api.Event{Attempt: attempt, Kind: "failed"}), "too late to fail")
+	var noted []string
+	events, err := p.rack.Events(t.Context(), lifecycle.EventQuery{MAC: mac})
+	require.NoError(t, err)
+	for _, e := range events {
+		if e.Kind == "post" {
+			noted = append(noted, e.Text)
+		}
+	}
+	require.Equal(t, []string{"boot order: UEFI PXEv4 is first"}, noted, "once")
 	require.NotContains(t, p.log.String(), secret)
 }
 

@@ -79,7 +79,7 @@ func TestPostSetsTheBootOrder(t *testing.T) {
 		out, status := s.run(script(t, newRenderer(t), input(profile, "knode1"), "%post"))
 		require.Zero(t, status, out)
 		require.Contains(t, s.read("calls"), "systemctl enable rackstrap-boot-order\nrackstrap agent boot-order --remember\n")
-		require.Contains(t, s.read("progress"), `"boot order: UEFI PXEv4 is first"`)
+		require.Contains(t, s.read("curl.body"), `"kind":"installed","phase":"post","percent":0,"text":"boot order: UEFI PXEv4 is first"`)
 		unit := s.read("etc/systemd/system/rackstrap-boot-order.service")
 		require.Contains(t, unit, "ConditionPathExists=/var/lib/rackstrap/boot-order\n")
 		require.Contains(t, unit, "ExecStart=/usr/local/bin/rackstrap agent boot-order\n")
@@ -89,8 +89,7 @@ func TestPostSetsTheBootOrder(t *testing.T) {
 		s.write("no-variables", "")
 		out, status = s.run(script(t, newRenderer(t), input(profile, "knode1"), "%post"))
 		require.Zero(t, status, out)
-		require.Contains(t, s.read("progress"), `"the boot order could not be set, it may boot its disk first: the variables cannot be read"`)
-		require.Contains(t, s.read("curl.body"), `"kind":"installed"`)
+		require.Contains(t, s.read("curl.body"), `"kind":"installed","phase":"post","percent":0,"text":"the boot order could not be set, it may boot its disk first: the variables cannot be read"`)
 	}
 }
 

@@ -123,7 +123,7 @@ func TestReport(t *testing.T) {
 	s.write("refuse", "3")
 	out, status := s.run(script(t, r, input("centos-7.9", "knode1"), "%post"))
 	require.Zero(t, status, out)
-	require.Equal(t, `{"attempt":3,"kind":"installed","phase":"post","percent":0,"text":"the system is on its disk"}`+"\n", s.read("curl.body"))
+	require.Equal(t, `{"attempt":3,"kind":"installed","phase":"post","percent":0,"text":"boot order: UEFI PXEv4 is first"}`+"\n", s.read("curl.body"))
 	require.Equal(t, "600 0\n", s.read("curl.mode"))
 	require.Equal(t, testCA, s.read("curl.ca"))
 	require.Contains(t, lastLine(s.read("calls")), " https://10.10.10.1:8443/api/v1/nodes/knode1/events")

@@ -71,10 +71,10 @@ func (s *Server) answerError(err error, c echo.Context) {
 	case errors.Is(err, fs.ErrInvalid):
 		answer(c, http.StatusBadRequest, "this is no path")
 	case errors.As(err, &behind) && behind.Lie:
-		s.noteOnce(c, lifecycle.Event{Kind: "upstream", Level: lifecycle.Alarm, Text: behind.Error()})
+		s.noteOnce(c, lifecycle.Event{Kind: "upstream", Level: lifecycle.Alarm, Text: behind.Explain()})
 		answer(c, http.StatusBadGateway, behind.Error())
 	case errors.As(err, &behind):
-		s.noteOnce(c, lifecycle.Event{Kind: "upstream", Level: lifecycle.Warn, Text: behind.Error()})
+		s.noteOnce(c, lifecycle.Event{Kind: "upstream", Level: lifecycle.Warn, Text: behind.Explain()})
 		c.Response().Header().Set("Retry-After", retryAfter)
 		answer(c, http.StatusServiceUnavailable, behind.Error())
 	case errors.As(err, &told):

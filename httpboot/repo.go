@@ -22,7 +22,7 @@ func (s *Server) repo(c echo.Context) error {
 		return s.localRepo(c, name, file)
 	}
 	r := c.Request()
-	found, err := s.o.Repos.Open(r.Context(), repo.Request{Repo: name, Path: file,
+	found, err := s.o.Repos.Open(r.Context(), repo.Request{Repo: name, Path: file, Client: client(c),
 		Part: endsEarly(r.Header.Get("Range")), Head: r.Method == http.MethodHead})
 	if err != nil {
 		return err

@@ -18,6 +18,8 @@ type group struct{ members []string }
 
 func newComps() *comps { return &comps{groups: map[string]*group{}, environments: map[string]*group{}} }
 
+const maxComps = 32 << 20 // bytes; CentOS's has 1 MB
+
 const maxGroups = 1 << 16 // and members of one
 
 // parseComps reads comps.xml, the format of Fedora's comps.dtd.

@@ -7,7 +7,7 @@ import (
 	"hash"
 	"io"
 	"net/http"
-	"net/url"
+	"net/netip"
 	"os"
 	"strconv"
 	"strings"
@@ -21,10 +21,14 @@ const holdBack = 64 << 10
 
 // fetch is the download of one file whose checksum and size are known. Any number of clients read along.
 type fetch struct {
-	repo  string
+	m     *mirror
 	want  want
 	sized int64 // want.size at first: -1 is not known
-	from  *url.URL
+
+	client   netip.Addr    // who began it; zero: this appliance
+	stranger bool          // that is no listed machine
+	promoted chan struct{} // closed when somebody listed wants it, too
+	promote  func()
 
 	mu      sync.Mutex
 	file    *os.File
@@ -36,8 +40,36 @@ type fetch struct {
 	release func()        // of the store, if the file was kept
 }
 
-func newFetch(repo string, w want, from *url.URL) *fetch {
-	return &fetch{repo: repo, want: w, sized: w.size, from: from, news: make(chan struct{}), readers: 1}
+func newFetch(m *mirror, w want) *fetch {
+	promoted := make(chan struct{})
+	return &fetch{m: m, want: w, sized: w.size, news: make(chan struct{}), readers: 1,
+		promoted: promoted, promote: sync.OnceFunc(func() { close(promoted) })}
+}
+
+// admit waits for a place for the download. Those of metadata need none: they are few. Those of strangers have half of
+// the places at most.
+func (f *fetch) admit(ctx context.Context) (leave func(), err error) {
+	leave = func() {}
+	if !f.client.IsValid() {
+		return leave, nil
+	}
+	if f.stranger {
+		select {
+		case f.m.strangers <- struct{}{}:
+			leave = func() { <-f.m.strangers }
+		case <-f.promoted:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
+	select {
+	case f.m.places <- struct{}{}:
+		first := leave
+		return func() { <-f.m.places; first() }, nil
+	case <-ctx.Done():
+		leave()
+		return nil, ctx.Err()
+	}
 }
 
 // announce wakes those who wait. f.mu is held.
@@ -192,7 +224,7 @@ func (f *fetch) run(ctx context.Context, s *Service) {
 	defer f.leave()
 	err := f.download(ctx, s)
 	if err != nil {
-		err = s.failed(f.repo, f.want.path, err)
+		err = s.failed(f.m.name, f.want.path, err)
 	}
 	// First out of the list of downloads, or into it for who asks next: the file is in the store already.
 	s.forget(f, err)
@@ -203,6 +235,11 @@ func (f *fetch) download(ctx context.Context, s *Service) error {
 	if f.want.size > s.store.limit {
 		return &localFault{fmt.Errorf("it has %d bytes, which is more than server.cache_size", f.want.size)}
 	}
+	leave, err := f.admit(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
 	give := s.store.reserve(max(0, f.want.size))
 	defer give()
 	file, err := s.store.partial()
@@ -272,11 +309,11 @@ func (t *transfer) all(ctx context.Context) error {
 			return err
 		case idle >= maxAttempts || request >= maxRequests:
 			if t.f.written > 0 {
-				return &fault{reason: fmt.Sprintf("%s, after %d of %d bytes", attempt.reason, t.f.written, t.f.want.size), lie: attempt.lie}
+				return &fault{reason: fmt.Sprintf("%s, after %d of %d bytes", attempt.reason, t.f.written, t.f.want.size), detail: attempt.detail, lie: attempt.lie}
 			}
 			return err
 		}
-		t.service.o.Log.Debug("repo: fetch again", "repo", t.f.repo, "file", t.f.want.path, "from", t.f.written, "err", err)
+		t.service.o.Log.Debug("repo: fetch again", "repo", t.f.m.name, "file", t.f.want.path, "from", t.f.written, "err", err)
 		select {
 		case <-time.After(t.service.o.Backoff << min(idle-1, 4)):
 		case <-ctx.Done():
@@ -298,7 +335,7 @@ func (t *transfer) once(ctx context.Context) error {
 			header.Set("If-Range", t.validator)
 		}
 	}
-	r, err := t.service.get(ctx, t.f.repo, t.f.from, header)
+	r, err := t.f.m.get(ctx, t.f.m.source(w), header)
 	if err != nil {
 		return err
 	}
@@ -329,15 +366,12 @@ func (t *transfer) once(ctx context.Context) error {
 
 // copy takes the body, but for its first bytes, which are there already.
 func (t *transfer) copy(r *response, skip int64) error {
-	most := t.f.want.size
-	if most < 0 {
-		most = maxMetadata
-	}
+	most := t.f.want.most()
 	buf := buffers.Get().(*[bufferSize]byte)
 	defer buffers.Put(buf)
 	for {
 		n, err := r.Read(buf[:])
-		t.service.metrics.bytes.WithLabelValues(t.f.repo).Add(float64(n))
+		t.service.metrics.bytes.WithLabelValues(t.f.m.name).Add(float64(n))
 		p := buf[:n]
 		if skipped := min(skip, int64(len(p))); skipped > 0 {
 			p, skip = p[skipped:], skip-skipped
@@ -392,10 +426,10 @@ func checkContentRange(text string, from, size int64) error {
 	first, _, _ := strings.Cut(span, "-")
 	n, err := strconv.ParseInt(first, 10, 64)
 	if !ok || err != nil || n != from {
-		return lie("answers with another range (%.60q) than was asked for", text)
+		return lie("answers with another range than was asked for").quoting("%.60q", text)
 	}
 	if total != "*" && total != strconv.FormatInt(size, 10) {
-		return lie("has a file of %.20s bytes in place of %d", total, size)
+		return lie("has a file of other than %d bytes", size).quoting("%.20q", total)
 	}
 	return nil
 }

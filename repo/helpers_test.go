@@ -8,8 +8,10 @@ import (
 	"io"
 	"io/fs"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -235,3 +237,18 @@ const (
 	bash   = "Packages/bash-4.2.46-34.el7.x86_64.rpm"
 	stdcxx = "Packages/libstdc++-4.8.5-44.el7.x86_64.rpm"
 )
+
+// internetAddress stands for the internet in these tests.
+const internetAddress = "127.0.0.2"
+
+func isInternetAddress(a netip.Addr) bool { return a == netip.MustParseAddr(internetAddress) }
+
+// serverAt is a server at an address.
+func serverAt(tb testing.TB, address string, f http.HandlerFunc) *httptest.Server {
+	l, err := net.Listen("tcp", net.JoinHostPort(address, "0"))
+	require.NoError(tb, err)
+	s := &httptest.Server{Listener: l, Config: &http.Server{Handler: f}}
+	s.Start()
+	tb.Cleanup(s.Close)
+	return s
+}

@@ -26,6 +26,10 @@ type Index struct {
 	groups   *comps               // nil: the repository has no groups
 	count    int
 	files    []MetadataFile
+
+	cost   int64
+	memory *Memory           // nil: of its own
+	names  map[string]string // while it is read
 }
 
 // Package is one build of a package.
@@ -222,7 +226,7 @@ func (x *Index) Groups() []string {
 
 // ReadIndex reads the index of a repository in a file tree. A tree without repodata is fs.ErrNotExist.
 func ReadIndex(tree fs.FS) (*Index, error) {
-	return readIndex(func(name string) (io.ReadCloser, error) { return tree.Open(name) })
+	return readIndex(nil, func(name string) (io.ReadCloser, error) { return tree.Open(name) })
 }
 
 // FetchIndex reads the index of a repository on a server, without keeping anything. It takes as long as ctx
@@ -233,7 +237,7 @@ func FetchIndex(ctx context.Context, o Options, from string) (*Index, error) {
 		return nil, err
 	}
 	defer done()
-	x, err := readIndex(open)
+	x, err := readIndex(o.Memory, open)
 	return x, late(ctx, err)
 }
 
@@ -288,13 +292,13 @@ func opener(ctx context.Context, o Options, from string) (open func(name string)
 	}
 	o.StallTimeout = cmp.Or(o.StallTimeout, defaultStall)
 	o.MaxConns = 4
-	c := newClient(o)
+	c := newClient(o, base)
 	return func(name string) (io.ReadCloser, error) {
 		file := base
 		if name != "" {
 			file = join(base, name)
 		}
-		r, err := c.get(trusting(ctx), file, http.Header{})
+		r, err := c.get(ctx, file, http.Header{})
 		if err != nil {
 			return nil, err
 		}
@@ -310,21 +314,31 @@ type body struct{ *response }
 
 func (b body) Close() error { b.close(); return nil }
 
-func readIndex(open func(name string) (io.ReadCloser, error)) (*Index, error) {
+func readIndex(memory *Memory, open func(name string) (io.ReadCloser, error)) (*Index, error) {
+	x := &Index{memory: memory}
+	err := x.read(open)
+	x.names = nil
+	if err != nil && memory != nil {
+		memory.used.Add(-x.cost)
+	}
+	return x, err
+}
+
+func (x *Index) read(open func(name string) (io.ReadCloser, error)) error {
 	f, err := open(repomdPath)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	text, err := io.ReadAll(&limited{f, maxRepomd})
 	f.Close()
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", repomdPath, err)
+		return fmt.Errorf("%s: %w", repomdPath, err)
 	}
-	list, err := parseRepomd(text)
+	list, _, err := parseRepomd(text)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", repomdPath, err)
+		return fmt.Errorf("%s: %w", repomdPath, err)
 	}
-	x := &Index{packages: map[string][]Package{}, provides: map[string][]string{}}
+	x.packages, x.provides, x.names = map[string][]Package{}, map[string][]string{}, map[string]string{}
 	for _, m := range list {
 		x.files = append(x.files, MetadataFile{m.kind, m.path, m.database, "?"})
 	}
@@ -332,14 +346,14 @@ func readIndex(open func(name string) (io.ReadCloser, error)) (*Index, error) {
 	packed, err := readVerified(open, primary, func(r io.Reader) error { return parsePrimary(r, true, x.add) })
 	x.packedBy(primary, packed)
 	if err != nil || groups.path == "" {
-		return x, err
+		return err
 	}
 	packed, err = readVerified(open, groups, func(r io.Reader) (err error) {
-		x.groups, err = parseComps(r)
+		x.groups, err = parseComps(&limited{r, maxComps})
 		return err
 	})
 	x.packedBy(groups, packed)
-	return x, err
+	return err
 }
 
 func (x *Index) packedBy(m metadata, packed string) {
@@ -373,16 +387,37 @@ func (x *Index) add(p rpmPackage) error {
 	}
 	x.count++
 	build := Package{Name: p.name, Arch: p.arch, Epoch: p.epoch, Version: p.version, Release: p.release,
-		Path: p.path, Size: p.size, Base: p.at.base, Origin: p.at.String(), requires: p.requires}
+		Path: p.path, Size: p.size, Base: p.at.base, Origin: p.at.String()}
+	texts := 0
+	for _, text := range []string{build.Name, build.Epoch, build.Version, build.Release, build.Path, build.Base, build.Origin} {
+		texts += len(text)
+	}
+	if err := x.charge(packageCost + texts); err != nil {
+		return err
+	}
+	for _, name := range p.requires {
+		name, err := x.intern(name)
+		if err != nil {
+			return err
+		}
+		build.requires = append(build.requires, name)
+	}
 	x.packages[p.name] = append(x.packages[p.name], build)
 	for _, name := range p.provides {
-		if name == p.name || len(x.provides) >= maxPackages || slices.Contains(x.provides[name], p.name) {
+		if name == p.name || slices.Contains(x.provides[name][max(0, len(x.provides[name])-manyProvide):], p.name) {
 			continue
+		}
+		name, err := x.intern(name)
+		if err != nil {
+			return err
 		}
 		x.provides[name] = append(x.provides[name], p.name)
 	}
 	return nil
 }
+
+// manyProvide is in how many places it is looked for the same package: builds of one follow each other, mostly.
+const manyProvide = 128
 
 // readVerified reads a file of repodata to its end, and then compares its checksum: what was read before is
 // used only if it is right. packed is how it is compressed.
@@ -422,7 +457,7 @@ func (s *Service) Index(ctx context.Context, name string) (*Index, error) {
 	if err != nil {
 		return nil, err
 	}
-	return readIndex(func(name string) (io.ReadCloser, error) {
+	return readIndex(nil, func(name string) (io.ReadCloser, error) {
 		if text, ok := newest.moved.open(name); ok {
 			return io.NopCloser(bytes.NewReader(text)), nil
 		}

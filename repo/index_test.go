@@ -129,10 +129,10 @@ func TestRepomdFaults(t *testing.T) {
 		wrap(strings.Repeat("<x>", 100)): "nested too deeply",
 		wrap(strings.Repeat(`<data type="other"><checksum type="sha256">`+digits+`</checksum><location href="@"/></data>`, 1)): "no primary",
 	} {
-		_, err := parseRepomd([]byte(text))
+		_, _, err := parseRepomd([]byte(text))
 		require.ErrorContains(t, err, want, text)
 	}
-	list, err := parseRepomd([]byte(wrap(entry(digits, "repodata/./a%2Bb.xml"))))
+	list, _, err := parseRepomd([]byte(wrap(entry(digits, "repodata/./a%2Bb.xml"))))
 	require.NoError(t, err)
 	require.Equal(t, "repodata/a+b.xml", list[0].path)
 	require.EqualValues(t, -1, list[0].size)
@@ -191,7 +191,7 @@ func FuzzRepomd(f *testing.F) {
 	f.Add([]byte(small(f)[repomdPath]))
 	f.Add([]byte(`<repomd><data type="primary"><checksum type="sha">` + strings.Repeat("0", 40) + `</checksum><location href="x"/></data></repomd>`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		list, err := parseRepomd(text)
+		list, _, err := parseRepomd(text)
 		if err != nil {
 			return
 		}

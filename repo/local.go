@@ -93,7 +93,7 @@ func StatFile(tree media.Tree, name string) (int64, error) {
 
 // Index reads the index of what clients are given.
 func (l *Local) Index() (*Index, error) {
-	return readIndex(func(name string) (io.ReadCloser, error) {
+	return readIndex(nil, func(name string) (io.ReadCloser, error) {
 		f, err := l.Open(name)
 		if err != nil {
 			return nil, err
@@ -169,7 +169,7 @@ func (l *Local) read() (*relocated, map[string]place, error) {
 	if err != nil {
 		return nil, nil, err
 	}
-	list, err := parseRepomd(repomd)
+	list, _, err := parseRepomd(repomd)
 	if err != nil {
 		return nil, nil, fmt.Errorf("%s: %w", repomdPath, err)
 	}

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -44,7 +45,7 @@ func asClient(t *testing.T, open func(string) ([]byte, error)) map[string]string
 	t.Helper()
 	text, err := open(repomdPath)
 	require.NoError(t, err)
-	list, err := parseRepomd(text)
+	list, _, err := parseRepomd(text)
 	require.NoError(t, err)
 	primary, _ := pick(list)
 	packed, err := open(primary.path)
@@ -217,22 +218,20 @@ func TestReplaceData(t *testing.T) {
 // Packages that an upstream's metadata names outside of its URL are fetched through as all others are, also by a daemon that
 // starts with the kept metadata.
 func TestPackagesOutsideOfTheUpstream(t *testing.T) {
-	other := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.URL.Path == "/os/other-1-1.noarch.rpm" {
-			w.Write(packageFile("other"))
-			return
-		}
-		http.NotFound(w, r)
-	}))
-	defer other.Close()
+	serveOther := func(w http.ResponseWriter, r *http.Request) {
+		w.Write(packageFile(strings.Split(path.Base(r.URL.Path), "-")[0]))
+	}
+	other, inward := serverAt(t, internetAddress, serveOther), serverAt(t, "127.0.0.1", serveOther)
 	all := repotest.MakeWith(map[string][]byte{"near-1-1.noarch.rpm": packageFile("near"), "pool-1-1.noarch.rpm": packageFile("pool"), "other-1-1.noarch.rpm": packageFile("other"),
-		"relative-1-1.noarch.rpm": packageFile("relative"), "media-1-1.noarch.rpm": packageFile("media"), "wrong-1-1.noarch.rpm": packageFile("wrong")},
+		"relative-1-1.noarch.rpm": packageFile("relative"), "media-1-1.noarch.rpm": packageFile("media"), "wrong-1-1.noarch.rpm": packageFile("wrong"), "inward-1-1.noarch.rpm": packageFile("inward")},
 		repotest.Options{Packing: "zst", Locate: func(path string) (base, href string) {
 			switch name, _, _ := strings.Cut(path, "-"); name {
 			case "pool", "wrong":
 				return "", "../../pool/" + path
 			case "other":
 				return other.URL + "/os/", path
+			case "inward":
+				return inward.URL + "/os/", path
 			case "relative":
 				return "sub", path
 			case "media":
@@ -256,7 +255,7 @@ func TestPackagesOutsideOfTheUpstream(t *testing.T) {
 	defer up.Close()
 	cache := t.TempDir()
 	for round := range 2 {
-		s, err := Open(Options{Dir: cache, Log: slog.New(slog.DiscardHandler), Now: time.Now, Backoff: time.Millisecond})
+		s, err := Open(Options{Dir: cache, Log: slog.New(slog.DiscardHandler), Now: time.Now, Backoff: time.Millisecond, internet: isInternetAddress})
 		require.NoError(t, err)
 		require.NoError(t, s.Set([]Spec{{Name: "k", URL: up.URL + "/yum/repos/k"}}))
 		open := func(name string) ([]byte, error) {
@@ -268,13 +267,16 @@ func TestPackagesOutsideOfTheUpstream(t *testing.T) {
 			return io.ReadAll(f.Content)
 		}
 		locations := asClient(t, open)
-		require.Len(t, locations, 6)
+		require.Len(t, locations, 7)
 		require.Equal(t, "near-1-1.noarch.rpm", locations["near"])
 		for _, name := range []string{"near", "pool", "other", "relative"} {
 			text, err := open(locations[name])
 			require.NoError(t, err, "%s: %s", name, locations[name])
 			require.Equal(t, packageFile(name), text)
 		}
+		_, err = open(locations["inward"])
+		require.ErrorContains(t, err, "an address that is not on the internet", "the metadata sends us to another server of this network")
+		require.NotContains(t, err.Error(), "127.0")
 		require.Equal(t, "media:1/media-1-1.noarch.rpm", locations["media"], "it is on no server")
 		_, err = open(locations["wrong"])
 		require.ErrorContains(t, err, "sha256 is not the one", "round %d", round)

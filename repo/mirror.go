@@ -9,9 +9,9 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,6 +26,10 @@ type mirror struct {
 	keys map[string]string
 	s    *Service
 
+	client    *client
+	places    chan struct{} // of downloads that clients began
+	strangers chan struct{} // of those among them that no listed machine began
+
 	loaded sync.Once // the sets that an earlier daemon left
 
 	mu      sync.Mutex
@@ -36,7 +40,11 @@ type mirror struct {
 	alarmed struct {
 		reason string
 		at     time.Time
-	} // by the refresh: there is one at a time
+	} // by the refresh: there is one at a time, as for the next
+	refused struct {
+		repomd sum
+		err    error
+	} // metadata that is wrong in itself: it is not read again
 
 	others others
 }
@@ -55,7 +63,22 @@ type set struct {
 	files    map[string]want // of repodata, by path
 	packages map[string]want
 	moved    *relocated // what clients get of it, if packages of it are not below the upstream's URL
+	revision int64      // 0: none that is a number
 }
+
+// cost is what it takes in memory, roughly.
+func (s *set) cost() int64 {
+	n := int64(len(s.repomd) + len(s.signature))
+	for _, w := range s.packages {
+		n += w.cost()
+	}
+	for _, w := range s.files {
+		n += w.cost()
+	}
+	return n + s.moved.size()
+}
+
+func (w want) cost() int64 { return int64(packageCost + len(w.path) + len(w.at.base) + len(w.at.href)) }
 
 // text is repomd.xml as clients get it.
 func (s *set) text() []byte {
@@ -72,7 +95,14 @@ type call struct {
 }
 
 func newMirror(s *Service, spec Spec, base *url.URL) *mirror {
-	m := &mirror{name: spec.Name, base: base, keys: spec.Keys, s: s}
+	m := &mirror{name: spec.Name, base: base, keys: spec.Keys, s: s, places: make(chan struct{}, s.o.MaxConns), strangers: make(chan struct{}, max(1, s.o.MaxConns/2))}
+	servers := []*url.URL{base}
+	for _, text := range spec.Keys {
+		if key, err := url.Parse(text); err == nil {
+			servers = append(servers, key)
+		}
+	}
+	m.client = newClient(s.o, servers...)
 	m.others.m = m
 	return m
 }
@@ -254,6 +284,9 @@ func (m *mirror) renew(ctx context.Context, c *call) {
 		// The server may have switched to the next version between two of our requests.
 		newest, err = m.fetchSet(ctx, old)
 	}
+	if err == nil && newest != old {
+		_, err = m.within([]*set{newest}) // while the older ones are still there
+	}
 	if err != nil {
 		switch err = m.s.failed(m.name, repomdPath, err); {
 		case old != nil:
@@ -270,7 +303,7 @@ func (m *mirror) renew(ctx context.Context, c *call) {
 	case newest == old:
 		m.checked, m.failure = now, failure{}
 	default:
-		m.sets = succeed(newest, m.sets)
+		m.sets, _ = m.within(succeed(newest, m.sets))
 		m.checked, m.failure = now, failure{}
 	}
 	m.refresh = nil
@@ -286,25 +319,45 @@ func (m *mirror) renew(ctx context.Context, c *call) {
 	close(c.done)
 }
 
-// succeed puts a new set before those that are known. Of them only what the newer ones lack is remembered.
+// succeed puts a new set before those that are known.
 func succeed(newest *set, before []*set) []*set {
 	sets := []*set{newest}
 	for _, s := range before[:min(len(before), keptSets-1)] {
-		rest := *s
-		rest.files, rest.packages = map[string]want{}, map[string]want{}
-		for name, w := range s.files {
-			if _, ok := newest.files[name]; !ok {
-				rest.files[name] = w
-			}
-		}
-		for name, w := range s.packages {
-			if _, ok := newest.packages[name]; !ok {
-				rest.packages[name] = w
-			}
-		}
-		sets = append(sets, &rest)
+		sets = append(sets, s.without(newest))
 	}
 	return sets
+}
+
+// without is what a newer set lacks of it: only that is remembered.
+func (s *set) without(newer *set) *set {
+	rest := *s
+	rest.files, rest.packages = map[string]want{}, map[string]want{}
+	for name, w := range s.files {
+		if _, ok := newer.files[name]; !ok {
+			rest.files[name] = w
+		}
+	}
+	for name, w := range s.packages {
+		if _, ok := newer.packages[name]; !ok {
+			rest.packages[name] = w
+		}
+	}
+	return &rest
+}
+
+// within leaves out the oldest sets for which the memory does not suffice, and accounts for the others. With an error it does not
+// suffice for the newest alone, and nothing has changed.
+func (m *mirror) within(sets []*set) ([]*set, error) {
+	for ; len(sets) > 0; sets = sets[:len(sets)-1] {
+		cost := int64(0)
+		for _, s := range sets {
+			cost += s.cost()
+		}
+		if m.s.held.take(m.name, cost) {
+			return sets, nil
+		}
+	}
+	return nil, lie("sends metadata that is too much: %v", errTooMuch)
 }
 
 // alarm tells of an upstream that lies while the last good metadata is served: nobody else would see it. The same
@@ -316,7 +369,7 @@ func (m *mirror) alarm(err error) {
 	}
 	if now := m.s.o.Now(); m.alarmed.reason != wrong.Reason || now.Sub(m.alarmed.at) > 10*time.Minute {
 		m.alarmed.reason, m.alarmed.at = wrong.Reason, now
-		m.s.o.Alarm(wrong.Error() + ": its last good metadata is served")
+		m.s.o.Alarm(wrong.Explain() + ": its last good metadata is served")
 	}
 }
 
@@ -332,7 +385,7 @@ func (m *mirror) fetchSet(ctx context.Context, old *set) (*set, error) {
 	if old != nil && old.modified != "" {
 		header.Set("If-Modified-Since", old.modified)
 	}
-	r, err := m.s.getTwice(trusting(ctx), m.name, join(m.base, repomdPath), header)
+	r, err := m.getTwice(trusting(ctx, byHTTPS), join(m.base, repomdPath), header)
 	if err != nil {
 		return nil, err
 	}
@@ -351,9 +404,15 @@ func (m *mirror) fetchSet(ctx context.Context, old *set) (*set, error) {
 	if old != nil && bytes.Equal(old.repomd, text) {
 		return old, nil
 	}
-	list, err := parseRepomd(text)
+	if m.refused.err != nil && sumOf(text) == m.refused.repomd {
+		return nil, m.refused.err
+	}
+	list, revision, err := parseRepomd(text)
 	if err != nil {
-		return nil, lie("sends a repomd.xml that is none: %v%s", err, r.describe())
+		return nil, lie("sends a repomd.xml that is none%s", r.describe()).quoting("%v", err)
+	}
+	if n.revision = revision; old != nil && n.revision > 0 && n.revision < old.revision && old.revision < m.s.o.Now().Add(24*time.Hour).Unix() {
+		return nil, lie("goes back from revision %d of its metadata to %d", old.revision, n.revision)
 	}
 	var files errgroup.Group
 	files.SetLimit(4)
@@ -368,7 +427,7 @@ func (m *mirror) fetchSet(ctx context.Context, old *set) (*set, error) {
 		}
 		var wrong *UpstreamError
 		if errors.As(err, &wrong) { // told already, by the download
-			f := &fault{reason: fmt.Sprintf("%s: %s", wrong.Path, wrong.Reason), lie: wrong.Lie, final: true}
+			f := &fault{reason: fmt.Sprintf("%s: %s", wrong.Path, wrong.Reason), detail: wrong.Detail, lie: wrong.Lie, final: true}
 			if wrong.Lie {
 				return nil, fmt.Errorf("%w: %w", errSwitched, f)
 			}
@@ -379,7 +438,14 @@ func (m *mirror) fetchSet(ctx context.Context, old *set) (*set, error) {
 	if n.signature, err = m.fetchSignature(ctx); err != nil {
 		return nil, err
 	}
-	return n, m.index(n, list)
+	if err := m.index(ctx, n, list); err != nil {
+		var wrong *fault
+		if errors.As(err, &wrong) {
+			m.refused.repomd, m.refused.err = sumOf(text), err
+		}
+		return nil, err
+	}
+	return n, nil
 }
 
 func (m *mirror) readRepomd(r *response) ([]byte, error) {
@@ -396,7 +462,7 @@ func wanted(kind string) bool { return !strings.HasSuffix(kind, "_zck") }
 
 // ensure fetches a file of repodata unless it is in the cache.
 func (m *mirror) ensure(ctx context.Context, w want) error {
-	f, stored, _, err := m.s.begin(m, w)
+	f, stored, _, _, err := m.s.begin(m, w, netip.Addr{}, false)
 	if err != nil {
 		return err
 	}
@@ -406,8 +472,10 @@ func (m *mirror) ensure(ctx context.Context, w want) error {
 	return f.wait(ctx)
 }
 
+const maxSignature = 1 << 20
+
 func (m *mirror) fetchSignature(ctx context.Context) ([]byte, error) {
-	r, err := m.s.getTwice(trusting(ctx), m.name, join(m.base, repomdPath+".asc"), nil)
+	r, err := m.getTwice(trusting(ctx, byHTTPS), join(m.base, repomdPath+".asc"), nil)
 	if err != nil {
 		return nil, err
 	}
@@ -420,11 +488,18 @@ func (m *mirror) fetchSignature(ctx context.Context) ([]byte, error) {
 	case r.isHTML():
 		return nil, nil // an excuse with status 200
 	}
-	return r.readAll(1 << 20)
+	return r.readAll(maxSignature)
 }
 
 // index reads the set's primary metadata out of the cache, and pins the set's files.
-func (m *mirror) index(n *set, list []metadata) error {
+func (m *mirror) index(ctx context.Context, n *set, list []metadata) error {
+	select {
+	case m.s.reading <- struct{}{}:
+		defer func() { <-m.s.reading }()
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	cost := int64(0)
 	n.files, n.packages = map[string]want{}, map[string]want{}
 	for _, file := range list {
 		n.files[file.path] = file.want
@@ -438,8 +513,11 @@ func (m *mirror) index(n *set, list []metadata) error {
 				return &localFault{fmt.Errorf("%s is not in the cache", file.path)}
 			}
 			defer content.Close()
-			if err := readPacked(content, file.unpacked, f); err != nil {
-				return lie("sends primary metadata that is none: %v", err)
+			switch err := readPacked(content, file.unpacked, f); {
+			case errors.Is(err, errTooMuch), errors.Is(err, errTooLong):
+				return lie("sends metadata that is too much: %v", err)
+			case err != nil:
+				return lie("sends primary metadata that is none").quoting("%v", err)
 			}
 			return nil
 		}
@@ -450,6 +528,9 @@ func (m *mirror) index(n *set, list []metadata) error {
 						return nil
 					}
 					moved++
+				}
+				if cost += p.cost(); cost > maxNames {
+					return errTooMuch
 				}
 				n.packages[p.path] = p.want
 				return nil
@@ -484,6 +565,9 @@ func readPacked(packed io.Reader, limit int64, read func(io.Reader) error) error
 	defer r.Close()
 	return read(r)
 }
+
+// maxState bounds what is kept of a mirror on disk: keptSets of repomd.xml and its signature, in base64.
+const maxState = keptSets * (maxRepomd + maxSignature) * 3 / 2
 
 // saved is a mirror's state on disk: the last sets, without the files, which are in the cache.
 type saved struct {
@@ -532,7 +616,7 @@ func (m *mirror) load() { m.loaded.Do(m.loadSaved) }
 
 func (m *mirror) loadSaved() {
 	var state saved
-	if err := readJSON(m.statePath(), &state); err != nil {
+	if err := readJSON(m.statePath(), maxState, &state); err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			m.s.o.Log.Warn("repo: the kept metadata cannot be read", "repo", m.name, "err", err)
 		}
@@ -541,25 +625,29 @@ func (m *mirror) loadSaved() {
 	if state.URL != sumOf([]byte(m.base.String())).hex {
 		return
 	}
-	var kept []*set
-	for _, was := range state.Sets {
+	var sets []*set
+	for _, was := range state.Sets[:min(len(state.Sets), keptSets)] { // the newest first
 		s := &set{repomd: was.Repomd, signature: was.Signature, etag: was.ETag, modified: was.Modified, time: was.Time}
-		list, err := parseRepomd(s.repomd)
+		list, revision, err := parseRepomd(s.repomd)
 		if err == nil {
 			err = m.complete(list)
 		}
 		if err == nil {
-			err = m.index(s, list)
+			s.revision = revision
+			err = m.index(m.s.ctx, s, list)
+		}
+		if err == nil && len(sets) > 0 {
+			s = s.without(sets[0])
+		}
+		kept := sets
+		if err == nil {
+			kept, err = m.within(append(sets, s))
 		}
 		if err != nil {
-			m.s.o.Log.Warn("repo: kept metadata is not whole any more", "repo", m.name, "err", err)
+			m.s.o.Log.Warn("repo: kept metadata is not whole any more, or too much", "repo", m.name, "err", err)
 			continue
 		}
-		kept = append(kept, s)
-	}
-	var sets []*set
-	for _, s := range slices.Backward(kept) {
-		sets = succeed(s, sets)
+		sets = kept
 	}
 	m.pin(sets)
 	m.mu.Lock()

@@ -5,14 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strconv"
 )
 
 // maxPackages bounds a repository, maxPackage one package.
 const (
-	maxPackages = 1 << 20
+	maxPackages = 1 << 17
 	maxPackage  = 16 << 30
+	maxEntries  = 1 << 16 // what one package provides, or requires
 )
 
 // rpmPackage is what primary.xml says about one package.
@@ -108,6 +108,9 @@ func (t *tokens) format(p *rpmPackage) error {
 		case "file":
 			name, err := t.text()
 			p.provides = append(p.provides, name)
+			if err == nil && len(p.provides) > maxEntries {
+				err = errTooMuch
+			}
 			return err
 		}
 		return t.skip()
@@ -115,8 +118,15 @@ func (t *tokens) format(p *rpmPackage) error {
 }
 
 func (t *tokens) entries(into *[]string) error {
+	seen := map[string]bool{}
 	return t.children(func(entry xml.StartElement) error {
-		if name := attribute(entry, "name"); name != "" && !slices.Contains(*into, name) {
+		name := attribute(entry, "name")
+		switch {
+		case name == "" || seen[name]:
+		case len(name) > maxLocation || len(*into) >= maxEntries:
+			return errTooMuch
+		default:
+			seen[name] = true
 			*into = append(*into, name)
 		}
 		return t.skip()

@@ -12,13 +12,20 @@ import (
 
 // maxRelocated bounds primary metadata that is rewritten: it is held in memory. Of those repositories that are like
 // that the largest have some MiB.
-const maxRelocated = 256 << 20
+const maxRelocated = 48 << 20
 
 // relocated is metadata in which packages that are not below the repository have a location there.
 type relocated struct {
 	repomd  []byte
 	name    string // of the primary metadata
 	primary []byte // packed
+}
+
+func (r *relocated) size() int64 {
+	if r == nil {
+		return 0
+	}
+	return int64(len(r.repomd) + len(r.primary))
 }
 
 // open is one of the two files.

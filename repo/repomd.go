@@ -17,8 +17,12 @@ import (
 // maxRepomd bounds repomd.xml: real ones have 2 to 10 KB.
 const maxRepomd = 1 << 20
 
-// maxMetadata bounds one file of repodata.
-const maxMetadata = 1 << 30
+// maxMetadata bounds the files of repodata together, as they are on disk, where nothing removes them as long as they are in force.
+// The largest repositories have some 300 MB. One whose size is not said counts, and may have, unsaidSize.
+const (
+	maxMetadata = 768 << 20
+	unsaidSize  = 96 << 20
+)
 
 // want is a file that is known by its checksum before it is fetched.
 type want struct {
@@ -40,15 +44,21 @@ type metadata struct {
 const repomdPath = "repodata/repomd.xml"
 
 // parseRepomd reads repomd.xml. The format has no standard but createrepo's own.
-func parseRepomd(text []byte) ([]metadata, error) {
+func parseRepomd(text []byte) (list []metadata, revision int64, err error) {
 	if len(text) > maxRepomd {
-		return nil, fmt.Errorf("it is larger than %d KiB", maxRepomd>>10)
+		return nil, 0, fmt.Errorf("it is larger than %d KiB", maxRepomd>>10)
 	}
-	var list []metadata
+	size := int64(0)
 	paths, primary := map[string]bool{}, false
 	t := newTokens(bytes.NewReader(text), "repomd")
-	err := t.document(func(tag xml.StartElement) error {
-		if tag.Name.Local != "data" {
+	err = t.document(func(tag xml.StartElement) error {
+		switch tag.Name.Local {
+		case "data":
+		case "revision":
+			text, err := t.text()
+			revision, _ = strconv.ParseInt(strings.TrimSpace(text), 10, 64) // some have words there
+			return err
+		default:
 			return t.skip()
 		}
 		m, err := t.data(attribute(tag, "type"))
@@ -63,15 +73,29 @@ func parseRepomd(text []byte) ([]metadata, error) {
 		if list = append(list, m); len(list) > 256 {
 			return errors.New("it names too many files")
 		}
+		if wanted(m.kind) {
+			size += m.most()
+		}
+		if size > maxMetadata {
+			return fmt.Errorf("its files have more than %d MiB together", maxMetadata>>20)
+		}
 		return nil
 	})
+	if err == nil && !primary {
+		err = errors.New("it names no primary metadata")
+	}
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
-	if !primary {
-		return nil, errors.New("it names no primary metadata")
+	return list, revision, nil
+}
+
+// most is how many bytes a file may have.
+func (w want) most() int64 {
+	if w.size < 0 {
+		return unsaidSize
 	}
-	return list, nil
+	return w.size
 }
 
 func (t *tokens) data(kind string) (m metadata, err error) {
@@ -131,6 +155,8 @@ func timestamp(text string) time.Time {
 	return time.Unix(int64(seconds), 0)
 }
 
+const maxLocation = 3 << 10 // 1,024 bytes, each of them encoded
+
 // errElsewhere is a location that is not below the repository.
 var errElsewhere = errors.New("its location is not below the repository")
 
@@ -138,6 +164,9 @@ var errElsewhere = errors.New("its location is not below the repository")
 // that is elsewhere is errElsewhere; where it is says its second result.
 func location(tag xml.StartElement) (string, place, error) {
 	at := place{base: attribute(tag, "base"), href: attribute(tag, "href")} // xml:base
+	if len(at.base) > maxLocation || len(at.href) > maxLocation {
+		return "", place{}, errors.New("its location is too long")
+	}
 	href := at.href
 	if plain, err := url.PathUnescape(href); err == nil {
 		href = plain

@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"maps"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"os"
 	"path"
@@ -51,13 +52,17 @@ type Options struct {
 	Metrics prometheus.Registerer                 // where the counters go; nil: nowhere
 	Alarm   func(text string)                     // told of an upstream that lies while nobody gets an error; nil: nobody is told
 	Proxy   func(*http.Request) (*url.URL, error) // for requests to upstreams; nil: none
+	Memory  *Memory                               // of FetchIndex: with others; nil: alone
+	Listed  func(netip.Addr) bool                 // whether an address is that of a listed machine; nil: all are
 
 	Fresh        time.Duration // how long metadata is served without asking upstream whether it changed (60 s)
 	StallTimeout time.Duration // how long an upstream may send nothing (20 s)
 	Backoff      time.Duration // before the first repeated request; doubled for each further (250 ms)
 	Patience     time.Duration // how long a client waits for metadata that is being fetched (25 s, yum waits 30)
-	MaxConns     int           // connections to upstreams (16)
+	MaxConns     int           // downloads of packages at once from one upstream, and begun by one client (16)
 	MaxOther     int64         // bytes of a file that no metadata names (64 MiB)
+
+	internet func(netip.Addr) bool // for tests, which have no internet; nil: onInternet
 }
 
 const defaultStall = 20 * time.Second
@@ -69,19 +74,22 @@ const retryAfter = 5 * time.Second
 type Service struct {
 	o       Options
 	store   *store
-	client  *client
 	metrics *metrics
 	ctx     context.Context // of downloads: they outlive the requests that began them
 	cancel  context.CancelFunc
 	running sync.WaitGroup
 
-	mu      sync.Mutex
-	closed  bool
-	mirrors map[string]*mirror
-	locals  map[string]*Local
-	fetches map[sum]*fetch
-	failed_ map[sum]failure
-	warm    chan struct{} // tells Run of new mirrors
+	mu        sync.Mutex
+	closed    bool
+	mirrors   map[string]*mirror
+	locals    map[string]*Local
+	fetches   map[sum]*fetch
+	failed_   map[sum]failure
+	loads     map[netip.Addr]*load
+	strangers int           // downloads under way that they began
+	held      budget        // memory, by repository
+	reading   chan struct{} // a place for each that reads metadata
+	warm      chan struct{} // tells Run of new mirrors
 }
 
 type failure struct {
@@ -106,7 +114,8 @@ func Open(o Options) (*Service, error) {
 	if err != nil {
 		return nil, fmt.Errorf("repo: cache: %w", err)
 	}
-	s := &Service{o: o, store: st, client: newClient(o), metrics: m,
+	s := &Service{o: o, store: st, metrics: m, loads: map[netip.Addr]*load{},
+		held: budget{each: maxNames, most: maxNamesInAll, by: map[string]int64{}}, reading: make(chan struct{}, readers),
 		mirrors: map[string]*mirror{}, locals: map[string]*Local{}, fetches: map[sum]*fetch{}, failed_: map[sum]failure{},
 		warm: make(chan struct{}, 1)}
 	s.ctx, s.cancel = context.WithCancel(context.Background())
@@ -165,6 +174,8 @@ func (s *Service) Set(specs []Spec) error {
 	for name, was := range s.mirrors {
 		if mirrors[name] != was {
 			s.store.pin(name, nil)
+			s.held.drop(name)
+			was.client.http.CloseIdleConnections()
 		}
 	}
 	s.mirrors, s.locals = mirrors, locals
@@ -230,12 +241,14 @@ func (s *Service) Run(ctx context.Context) error {
 func (s *Service) Close() error {
 	s.mu.Lock()
 	s.closed = true
-	locals := s.locals
+	locals, mirrors := s.locals, s.mirrors
 	s.locals, s.mirrors = map[string]*Local{}, map[string]*mirror{}
 	s.mu.Unlock()
 	s.cancel()
 	s.running.Wait()
-	s.client.http.CloseIdleConnections()
+	for _, m := range mirrors {
+		m.client.http.CloseIdleConnections()
+	}
 	for _, l := range locals {
 		l.Close()
 	}
@@ -276,6 +289,7 @@ func (s *Service) Local(name string) (*Local, bool) {
 // Request is what a client wants of a pull-through repository.
 type Request struct {
 	Repo, Path string // Path is clean: neither empty elements nor dots
+	Client     netip.Addr
 	// Part: of the file only some range may be sent that ends before the file does. As the end of a file is all
 	// that is held back until its checksum is right, such a range is sent when the whole file is there.
 	Part bool
@@ -304,19 +318,19 @@ func (s *Service) Open(ctx context.Context, r Request) (*File, error) {
 }
 
 // getTwice is get with a second attempt, for small files: one broken connection is no reason to serve old ones.
-func (s *Service) getTwice(ctx context.Context, repo string, from *url.URL, header http.Header) (*response, error) {
-	r, err := s.get(ctx, repo, from, header)
+func (m *mirror) getTwice(ctx context.Context, from *url.URL, header http.Header) (*response, error) {
+	r, err := m.get(ctx, from, header)
 	var again *fault
 	if errors.As(err, &again) && !again.final {
-		r, err = s.get(ctx, repo, from, header)
+		r, err = m.get(ctx, from, header)
 	}
 	return r, err
 }
 
-// get makes a request to an upstream server.
-func (s *Service) get(ctx context.Context, repo string, from *url.URL, header http.Header) (*response, error) {
-	s.metrics.upstream.WithLabelValues(repo).Inc()
-	return s.client.get(ctx, from, header)
+// get makes a request to the upstream server.
+func (m *mirror) get(ctx context.Context, from *url.URL, header http.Header) (*response, error) {
+	m.s.metrics.upstream.WithLabelValues(m.name).Inc()
+	return m.client.get(ctx, from, header)
 }
 
 // object opens a file that is known by its checksum: from the cache, or while it is fetched.
@@ -326,7 +340,7 @@ func (s *Service) object(ctx context.Context, m *mirror, w want, r Request) (*Fi
 		file.Content = &unread{size: w.size}
 		return file, answerHit, nil
 	}
-	f, stored, began, err := s.begin(m, w)
+	f, stored, began, err := s.beginFor(ctx, m, w, r.Client)
 	if err != nil {
 		return nil, "", err
 	}
@@ -355,28 +369,56 @@ func (s *Service) object(ctx context.Context, m *mirror, w want, r Request) (*Fi
 	return file, how, nil
 }
 
-// begin finds a file in the cache, or its download, or begins that.
-func (s *Service) begin(m *mirror, w want) (f *fetch, stored *blob, began bool, err error) {
+// beginFor is begin, once the client has a place for it.
+func (s *Service) beginFor(ctx context.Context, m *mirror, w want, client netip.Addr) (f *fetch, stored *blob, began bool, err error) {
+	stranger := s.stranger(client)
+	for {
+		f, stored, wait, began, err := s.begin(m, w, client, stranger)
+		if wait == nil {
+			return f, stored, began, err
+		}
+		select {
+		case <-wait:
+		case <-ctx.Done():
+			return nil, nil, false, ctx.Err()
+		}
+	}
+}
+
+// begin finds a file in the cache, or its download, or begins that; wait: when to ask again, as the client has too many.
+func (s *Service) begin(m *mirror, w want, client netip.Addr, stranger bool) (f *fetch, stored *blob, wait <-chan struct{}, began bool, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if f, ok := s.fetches[w.sum]; ok {
-		return f, nil, false, nil
+		if !stranger {
+			f.promote()
+		}
+		return f, nil, nil, false, nil
 	}
 	if b, ok := s.store.open(w.sum); ok {
-		return nil, b, false, nil
+		return nil, b, nil, false, nil
 	}
 	if failed, ok := s.failed_[w.sum]; ok {
 		if s.o.Now().Before(failed.until) {
-			return nil, nil, false, failed.err
+			return nil, nil, nil, false, failed.err
 		}
 		delete(s.failed_, w.sum)
 	}
-	f = newFetch(m.name, w, m.source(w))
-	if !s.goOnLocked(func(ctx context.Context) { f.run(ctx, s) }) {
-		return nil, nil, false, &UpstreamError{Repo: m.name, Path: w.path, Reason: "is not asked any more: the appliance ends"}
+	refused := func(reason string) error { return &UpstreamError{Repo: m.name, Path: w.path, Reason: reason} }
+	if wait, ok := s.mayBegin(client, stranger); !ok {
+		if wait == nil {
+			err = refused("is asked for too much by addresses that are not in the list, try again")
+		}
+		return nil, nil, wait, false, err
 	}
+	f = newFetch(m, w)
+	f.client, f.stranger = client, stranger
+	if !s.goOnLocked(func(ctx context.Context) { f.run(ctx, s) }) {
+		return nil, nil, nil, false, refused("is not asked any more: the appliance ends")
+	}
+	s.count(f)
 	s.fetches[w.sum] = f
-	return f, nil, true, nil
+	return f, nil, nil, true, nil
 }
 
 // forget takes a download that has ended off the list. A failure is remembered for a moment.
@@ -390,6 +432,7 @@ func (s *Service) remember(f *fetch, err error) *mirror {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	delete(s.fetches, f.want.sum)
+	s.discount(f)
 	if err == nil || errors.Is(err, context.Canceled) {
 		return nil
 	}
@@ -401,7 +444,7 @@ func (s *Service) remember(f *fetch, err error) *mirror {
 	}
 	s.failed_[f.want.sum] = failure{err, now.Add(retryAfter)}
 	// The metadata may be what is wrong: the mirror replaced or removed a package since.
-	return s.mirrors[f.repo]
+	return s.mirrors[f.m.name]
 }
 
 // failed logs and counts what went wrong with an upstream, and makes an error of it that clients may see.
@@ -420,8 +463,8 @@ func (s *Service) failed(repo, path string, err error) error {
 			kind, level = "lie", slog.LevelError
 		}
 		s.metrics.failures.WithLabelValues(repo, kind).Inc()
-		log.Log(context.Background(), level, "repo: upstream "+wrong.reason)
-		return &UpstreamError{Repo: repo, Path: path, Reason: wrong.reason, Lie: wrong.lie}
+		log.Log(context.Background(), level, "repo: upstream "+wrong.reason, "detail", wrong.detail)
+		return &UpstreamError{Repo: repo, Path: path, Reason: wrong.reason, Detail: wrong.detail, Lie: wrong.lie}
 	default:
 		s.metrics.failures.WithLabelValues(repo, "local").Inc()
 		log.Error("repo: cannot keep a file", "err", err)

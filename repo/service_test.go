@@ -500,9 +500,12 @@ func TestStale(t *testing.T) {
 		b = serve(t, up, dir)
 	}
 	b.fails(stdcxx, false, "cannot be reached")
-	_, err := b.get("other")
-	require.ErrorContains(t, err, "cannot be reached")
-	require.NotContains(t, err.Error(), "http://")
+	_, err := b.get("treeinfo")
+	require.ErrorContains(t, err, "cannot be reached: no server there")
+	require.NotContains(t, err.Error(), "127.0.0.1")
+	var wrong *UpstreamError
+	require.ErrorAs(t, err, &wrong)
+	require.Contains(t, wrong.Explain(), "127.0.0.1", "the operator reads it")
 
 	other := serve(t, up, t.TempDir())
 	other.fails(repomdPath, false, "cannot be reached")
@@ -512,29 +515,32 @@ func TestStale(t *testing.T) {
 // What no metadata names is passed on with revalidation, and bounded.
 func TestOthers(t *testing.T) {
 	all := small(t)
-	all[".treeinfo"], all["KEY"], all["large"] = []byte("one"), []byte("-----BEGIN PGP"), make([]byte, 2000)
+	all[".treeinfo"], all["KEY"], all["media.repo"] = []byte("one"), []byte("-----BEGIN PGP"), make([]byte, 2000)
 	up := newUpstream(t, all)
 	b := serve(t, up, t.TempDir(), func(o *Options) { o.MaxOther = 1000 })
 	b.good(".treeinfo", all[".treeinfo"])
 	b.good(".keys/0", all["KEY"])
 	b.good(".treeinfo", all[".treeinfo"])
 	require.Equal(t, 1, up.count(".treeinfo"))
-	b.fails("large", true, "has a file of 2000 bytes")
-	for _, name := range []string{".keys/1", "none", "x/none-1-1.x86_64.rpm", "repodata/none.xml", "repodata/repomd.xml.asc"} {
+	b.fails("media.repo", false, "has a file of 2000 bytes")
+	for _, name := range []string{".keys/1", "treeinfo", "none", "x/none-1-1.x86_64.rpm", "repodata/none.xml", "repodata/repomd.xml.asc"} {
 		_, err := b.get(name)
 		require.ErrorIs(t, err, fs.ErrNotExist, name)
 	}
 	asked := up.asked
-	_, err := b.get("none")
+	_, err := b.get("treeinfo")
 	require.ErrorIs(t, err, fs.ErrNotExist)
 	require.Equal(t, asked, up.asked, "for a moment it is believed")
+	_, err = b.get("what/nobody/asks-for")
+	require.ErrorIs(t, err, fs.ErrNotExist)
+	require.Equal(t, asked, up.asked, "there is no look for it")
 
 	changed := makeRepo(t, "gz", map[string][]byte{})
-	changed[".treeinfo"], changed["none"] = []byte("two"), []byte("now")
+	changed[".treeinfo"], changed["treeinfo"] = []byte("two"), []byte("now")
 	up.set(func() { up.tree, up.etags = changed, true })
 	b.good(".treeinfo", all[".treeinfo"])
 	b.clock.pass(2 * time.Minute)
-	b.good("none", changed["none"])
+	b.good("treeinfo", changed["treeinfo"])
 	up.set(func() {
 		up.wrong = func(w http.ResponseWriter, r *http.Request) bool {
 			w.Header().Set("Content-Type", "text/html")

@@ -20,18 +20,21 @@ type sum struct {
 // hashes are the kinds that are accepted. MD5, which createrepo wrote in its first years, is not: it proves nothing.
 var hashes = map[string]func() hash.Hash{"sha1": sha1.New, "sha256": sha256.New, "sha512": sha512.New}
 
-// newSum reads a checksum. `sha` is what createrepo called SHA-1 up to EL5.
+// kinds are their names in metadata: `sha` is what createrepo called SHA-1 up to EL5.
+var kinds = map[string]string{"sha": "sha1", "sha1": "sha1", "sha256": "sha256", "sha512": "sha512"}
+
+// newSum reads a checksum.
 func newSum(kind, digits string) (sum, error) {
-	s := sum{strings.ToLower(strings.TrimSpace(kind)), strings.ToLower(strings.TrimSpace(digits))}
-	if s.kind == "sha" {
-		s.kind = "sha1"
-	}
-	make, known := hashes[s.kind]
+	name, known := kinds[strings.ToLower(strings.TrimSpace(kind))]
 	if !known {
 		return sum{}, fmt.Errorf("a checksum of the unknown kind %.20q", kind)
 	}
+	s, make := sum{name, strings.ToLower(strings.TrimSpace(digits))}, hashes[name]
 	if raw, err := hex.DecodeString(s.hex); err != nil || len(raw) != make().Size() {
 		return sum{}, fmt.Errorf("%.80q is no checksum of the kind %s", digits, s.kind)
+	}
+	if len(s.hex) < len(digits) {
+		s.hex = strings.Clone(s.hex) // what is around it may be large
 	}
 	return s, nil
 }

@@ -28,6 +28,9 @@ func packing(begin []byte) string {
 	return ""
 }
 
+// maxWindow bounds what an unpacker looks back on, which it holds in memory: createrepo_c's levels have 8 MiB.
+const maxWindow = 32 << 20
+
 // unpack opens a file of repodata by what it begins with: its name does not always tell. limit is how much
 // it may unpack to: a small file can hold terabytes of zeros.
 func unpack(r io.Reader, limit int64) (io.ReadCloser, error) {
@@ -49,7 +52,7 @@ func unpack(r io.Reader, limit int64) (io.ReadCloser, error) {
 		out, err = xz.ReaderConfig{DictCap: 64 << 20}.NewReader(in)
 	case "zst":
 		var d *zstd.Decoder
-		if d, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(128<<20)); err == nil {
+		if d, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow)); err == nil {
 			out, closer = d, d.Close
 		}
 	case "bz2":

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"syscall"
 	"time"
 )
 
@@ -18,6 +19,7 @@ import (
 type UpstreamError struct {
 	Repo, Path string
 	Reason     string
+	Detail     string // for the operator alone: addresses, and words of the server
 	// Lie: what the server sent is wrong, and trying again soon will not help (502). Else it cannot be reached,
 	// or is out of order for a while (503).
 	Lie bool
@@ -27,16 +29,36 @@ func (e *UpstreamError) Error() string {
 	return fmt.Sprintf("repository %s: %s: upstream %s", e.Repo, e.Path, e.Reason)
 }
 
-// fault is one failure of an attempt.
-type fault struct {
-	reason string
-	lie    bool
-	final  bool // another attempt would not help
+// Explain is Error with what only the operator may know.
+func (e *UpstreamError) Explain() string { return withDetail(e.Error(), e.Detail) }
+
+func withDetail(reason, detail string) string {
+	if detail == "" {
+		return reason
+	}
+	return reason + ": " + detail
 }
 
-func (f *fault) Error() string { return f.reason }
+// fault is one failure of an attempt.
+type fault struct {
+	reason string // clients read it
+	detail string // the operator alone does
+	lie    bool
+	final  bool // another attempt would not help
+	away   bool // it is a redirect that is not followed
+}
 
-func lie(format string, args ...any) *fault { return &fault{fmt.Sprintf(format, args...), true, true} }
+func (f *fault) Error() string { return withDetail(f.reason, f.detail) }
+
+func lie(format string, args ...any) *fault {
+	return &fault{reason: fmt.Sprintf(format, args...), lie: true, final: true}
+}
+
+// quoting adds what the server has said.
+func (f *fault) quoting(format string, args ...any) *fault {
+	f.detail = fmt.Sprintf(format, args...)
+	return f
+}
 
 // errAbsent is the upstream's 404.
 var errAbsent = fmt.Errorf("not in the repository: %w", fs.ErrNotExist)
@@ -46,45 +68,64 @@ var errStalled = errors.New("sends nothing any more, or next to nothing")
 // maxRedirects is how often an upstream may send us on. Mirrors do it once, or twice.
 const maxRedirects = 5
 
-// client makes the requests to upstream servers.
+// client makes the requests to the servers of one repository. It has connections of its own: what is connected to for one
+// repository is not open to the redirects of another.
 type client struct {
 	http  *http.Client
 	stall time.Duration
-	slots chan struct{}
 }
 
-func newClient(o Options) *client {
-	dialer := &net.Dialer{Timeout: o.StallTimeout, KeepAlive: 30 * time.Second}
+func newClient(o Options, servers ...*url.URL) *client {
+	door := newDoor(o, servers...)
 	transport := &http.Transport{
-		Proxy:                 o.Proxy,
-		DialContext:           dialer.DialContext,
+		Proxy:                 door.through,
+		DialContext:           door.dial(net.Dialer{Timeout: o.StallTimeout, KeepAlive: 30 * time.Second}),
 		ForceAttemptHTTP2:     true,
 		TLSHandshakeTimeout:   o.StallTimeout,
 		ResponseHeaderTimeout: o.StallTimeout,
 		IdleConnTimeout:       90 * time.Second,
 		MaxIdleConnsPerHost:   o.MaxConns,
-		MaxConnsPerHost:       o.MaxConns,
 		// What is fetched is compared with checksums of the files as they are: nothing may be unpacked on the way.
 		DisableCompression:     true,
 		MaxResponseHeaderBytes: 64 << 10,
 	}
-	return &client{stall: o.StallTimeout, slots: make(chan struct{}, o.MaxConns), http: &http.Client{Transport: transport,
-		CheckRedirect: func(req *http.Request, via []*http.Request) error {
-			switch {
-			case len(via) > maxRedirects:
-				return lie("redirects more than %d times", maxRedirects)
-			case req.Context().Value(trustKey{}) != nil && via[0].URL.Scheme == "https" && req.URL.Scheme != "https":
-				return lie("redirects from HTTPS to %s", req.URL.Scheme)
-			}
-			return nil
-		}}}
+	return &client{stall: o.StallTimeout, http: &http.Client{Transport: transport, CheckRedirect: checkRedirect}}
 }
 
-// trusting marks requests for what has no checksum: it is believed because HTTPS is. Files that have one may
-// come by any way, and redirectors do send to mirrors without HTTPS.
-func trusting(ctx context.Context) context.Context { return context.WithValue(ctx, trustKey{}, true) }
+// trust is why what a server sends is believed, which says where it may send us.
+type trust int
+
+const (
+	byChecksum trust = iota // it is compared: any server of the internet may have it
+	byServer                // it is passed on as it comes: only the server itself may have it
+	byHTTPS                 // as byServer; but HTTPS may send us on to HTTPS. pkgs.k8s.io does, for repomd.xml
+)
 
 type trustKey struct{}
+
+// trusting marks requests for what has no checksum.
+func trusting(ctx context.Context, t trust) context.Context {
+	return context.WithValue(ctx, trustKey{}, t)
+}
+
+// checkRedirect is net/http's CheckRedirect. Which addresses are connected to is door's matter.
+func checkRedirect(req *http.Request, via []*http.Request) error {
+	why, _ := req.Context().Value(trustKey{}).(trust)
+	last := via[len(via)-1].URL
+	switch {
+	case len(via) > maxRedirects:
+		return lie("redirects more than %d times", maxRedirects)
+	case req.URL.Scheme != "https" && req.URL.Scheme != "http":
+		return lie("redirects to what is no HTTP").quoting("%q", req.URL.Scheme)
+	case last.Scheme == "https" && req.URL.Scheme != "https":
+		return lie("redirects from HTTPS to HTTP").quoting("%s", req.URL.Host)
+	case why == byChecksum || sameServer(last, req.URL):
+		return nil
+	case why == byHTTPS && last.Scheme == "https":
+		return nil
+	}
+	return &fault{reason: "sends us to another server for a file that has no checksum", detail: req.URL.Host, final: true, away: true}
+}
 
 // leastPerStall is how much must come within the stall timeout: a server that sends a byte now and then would
 // hold out everybody who waits for the file.
@@ -100,13 +141,8 @@ type response struct {
 	ctx    context.Context
 }
 
-// get asks for a file, once there is a slot for it. The body must be closed.
+// get asks for a file. The body must be closed.
 func (c *client) get(ctx context.Context, from *url.URL, header http.Header) (*response, error) {
-	select {
-	case c.slots <- struct{}{}:
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	r := &response{cancel: cancel, client: c, ctx: ctx}
 	// Redirects each have the transport's timeouts; together they have this one.
@@ -131,7 +167,6 @@ func (c *client) get(ctx context.Context, from *url.URL, header http.Header) (*r
 func (r *response) end() {
 	r.timer.Stop()
 	r.cancel(nil)
-	<-r.client.slots
 }
 
 func (r *response) Read(p []byte) (int, error) {
@@ -174,7 +209,11 @@ func (c *client) explain(ctx context.Context, err error) error {
 	case errors.As(err, &name):
 		return &fault{reason: "cannot be reached: no address for its name"}
 	}
-	return &fault{reason: "cannot be reached: " + strings.TrimSpace(err.Error())}
+	reason := "cannot be reached"
+	if errors.Is(err, syscall.ECONNREFUSED) {
+		reason += ": no server there"
+	}
+	return &fault{reason: reason, detail: strings.TrimSpace(err.Error())}
 }
 
 // check judges the status of an answer to an unconditional request.

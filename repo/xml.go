@@ -8,11 +8,11 @@ import (
 	"io"
 )
 
-// Bounds of what is believed of an upstream's XML. The largest primary.xml there is (a whole Fedora) has 300 MB.
+// Bounds of what is believed of an upstream's XML. The largest primary.xml there is (a whole Fedora) has 300 MB, EPEL's 130.
 const (
 	maxToken    = 1 << 20 // one tag, or one text between two tags
 	maxDepth    = 64
-	maxUnpacked = 2 << 30
+	maxUnpacked = 512 << 20
 )
 
 // tokens reads XML, tag by tag, within bounds.

@@ -30,7 +30,6 @@ type others struct {
 	mu      sync.Mutex
 	entries map[string]*other
 	calls   map[string]*look
-	looks   chan struct{} // places
 }
 
 // look is a look upstream for one such file. It ends with the last client that waits for it.
@@ -148,7 +147,7 @@ func (o *others) orFailure(e *other, err error) (*other, bool, error) {
 // begin begins a look. o.mu is held.
 func (o *others) begin(r Request, from *url.URL) (*look, error) {
 	if o.entries == nil {
-		o.entries, o.calls, o.looks = map[string]*other{}, map[string]*look{}, make(chan struct{}, maxLooks)
+		o.entries, o.calls = map[string]*other{}, map[string]*look{}
 	}
 	refused := func(reason string) error { return &UpstreamError{Repo: o.m.name, Path: r.Path, Reason: reason} }
 	_, endless := lookable(r.Path)
@@ -211,7 +210,7 @@ func (o *others) renew(ctx context.Context, name string, from *url.URL, l *look)
 	if old == nil {
 		old = o.load(name)
 	}
-	e, err := o.fetchIn(ctx, name, from, old)
+	e, err := o.ask(ctx, name, from, old)
 	if errors.Is(err, fs.ErrNotExist) {
 		e, err = &other{absent: true}, nil
 	}
@@ -245,16 +244,8 @@ func (o *others) renew(ctx context.Context, name string, from *url.URL, l *look)
 	close(l.done)
 }
 
-// fetchIn is fetch, once there is a place for it.
-func (o *others) fetchIn(ctx context.Context, name string, from *url.URL, old *other) (*other, error) {
-	if _, endless := lookable(name); !endless { // those are bounded by mayLook
-		select {
-		case o.looks <- struct{}{}:
-			defer func() { <-o.looks }()
-		case <-ctx.Done():
-			return nil, ctx.Err()
-		}
-	}
+// ask is fetch; a redirect that is not followed is no file.
+func (o *others) ask(ctx context.Context, name string, from *url.URL, old *other) (*other, error) {
 	e, err := o.fetch(ctx, name, from, old)
 	var wrong *fault
 	if errors.As(err, &wrong) && wrong.away && !strings.HasPrefix(name, keysDir) {

@@ -23,11 +23,9 @@ var unlistedFiles = []string{
 // end of such names there is one to how many are looked for.
 var keyFile = regexp.MustCompile(`^RPM-GPG-KEY[A-Za-z0-9._-]{0,64}$`)
 
-// Bounds of looks upstream for what no metadata names, for one repository. They have places of their own: files that the
-// metadata names do not wait for them.
+// Bounds of looks upstream for keys, for one repository. Files that the metadata names do not wait for looks.
 const (
-	maxLooks         = 4       // at once
-	maxKeyLooks      = 4       // at once for keys, besides; what is more is refused
+	maxKeyLooks      = 4       // at once; what is more is refused
 	maxKeyLooksOfOne = 2       // of those, of one client
 	maxStrangerLooks = 1       // and of all addresses that are not in the list
 	maxKeyFile       = 1 << 20 // bytes

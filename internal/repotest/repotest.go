@@ -81,6 +81,13 @@ func MakeWith(packages map[string][]byte, o Options) Tree {
 	return t
 }
 
+// MakeOf makes a repository of texts of metadata by kind, whatever is in them.
+func MakeOf(packing string, files map[string]string) Tree {
+	t := Tree{}
+	t.data(packing, files)
+	return t
+}
+
 func cutLast(s, sep string) (before, after string) {
 	i := strings.LastIndex(s, sep)
 	if i < 0 {

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // door decides which addresses are connected to for one repository. Its own servers, which the operator has named, may have
@@ -30,6 +31,9 @@ type door struct {
 }
 
 const maxReached = 256
+
+// lookupTimeout is for networks without name servers, which have a proxy instead.
+const lookupTimeout = 2 * time.Second
 
 func newDoor(o Options, servers ...*url.URL) *door {
 	d := &door{proxy: o.Proxy, internet: o.internet, hosts: map[string]bool{}, reached: map[netip.AddrPort]bool{}, public: map[string]bool{}, proxies: map[string]bool{}}
@@ -121,7 +125,9 @@ func (d *door) through(r *http.Request) (*url.URL, error) {
 	if own {
 		return proxy, nil
 	}
-	found, _ := net.DefaultResolver.LookupNetIP(r.Context(), "ip", r.URL.Hostname()) // an address means itself; the proxy may know names that we do not
+	ctx, cancel := context.WithTimeout(r.Context(), lookupTimeout)
+	defer cancel()
+	found, _ := net.DefaultResolver.LookupNetIP(ctx, "ip", r.URL.Hostname()) // an address means itself; the proxy may know names that we do not
 	for _, a := range found {
 		if !d.internet(a.Unmap()) {
 			return nil, errInward(r.URL.Host + " is " + a.String())

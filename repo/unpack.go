@@ -49,7 +49,7 @@ func unpack(r io.Reader, limit int64) (io.ReadCloser, error) {
 	case "gz":
 		out, err = gzip.NewReader(in)
 	case "xz":
-		out, err = xz.ReaderConfig{DictCap: 64 << 20}.NewReader(in)
+		out, err = xz.ReaderConfig{DictCap: 1 << 20, SingleStream: true}.NewReader(watchDictionaries(in))
 	case "zst":
 		var d *zstd.Decoder
 		if d, err = zstd.NewReader(in, zstd.WithDecoderConcurrency(1), zstd.WithDecoderMaxWindow(maxWindow)); err == nil {

@@ -152,12 +152,12 @@ func lyingMetadata() map[string]repotest.Tree {
 	}
 	long := strings.Repeat("x/", 400)
 	texts := map[string]string{
-		"paths": list(80_000, func(i int) string { return one(i, "a", "", fmt.Sprintf(`href="%s%d.rpm"`, long, i), "") }),
-		"bases": list(60_000, func(i int) string {
+		"paths": list(55_000, func(i int) string { return one(i, "a", "", fmt.Sprintf(`href="%s%d.rpm"`, long, i), "") }),
+		"bases": list(35_000, func(i int) string {
 			return one(i, "a", "", fmt.Sprintf(`xml:base="http://x/%s" href="%d.rpm"`, long+long, i), "")
 		}),
-		"packages": list(300_000, func(i int) string { return one(i, "a", "", fmt.Sprintf(`href="%d.rpm"`, i), "") }),
-		"sums": list(1_000, func(i int) string {
+		"packages": list(150_000, func(i int) string { return one(i, "a", "", fmt.Sprintf(`href="%d.rpm"`, i), "") }),
+		"sums": list(400, func(i int) string {
 			return one(i, "a", strings.Repeat(" ", 100_000), fmt.Sprintf(`href="%d.rpm"`, i), "")
 		}),
 	}

@@ -1,7 +1,6 @@
 package firstboot
 
 import (
-	"net"
 	"net/netip"
 	"sync"
 	"time"
@@ -79,69 +78,4 @@ func (l *limits) peer(from netip.Addr) *peer {
 	}
 	l.peers[from] = p
 	return p
-}
-
-// boundedListener accepts a bounded number of connections, and of one address only a part of them. What is beyond is
-// closed at once: it must not keep others waiting.
-type boundedListener struct {
-	net.Listener
-	most, each int
-
-	mu   sync.Mutex
-	open int
-	from map[netip.Addr]int
-}
-
-func newBoundedListener(l net.Listener, most, each int) *boundedListener {
-	return &boundedListener{Listener: l, most: most, each: each, from: map[netip.Addr]int{}}
-}
-
-// Accept implements net.Listener.
-func (l *boundedListener) Accept() (net.Conn, error) {
-	for {
-		conn, err := l.Listener.Accept()
-		if err != nil {
-			return nil, err
-		}
-		var from netip.Addr
-		if ap, err := netip.ParseAddrPort(conn.RemoteAddr().String()); err == nil {
-			from = ap.Addr().Unmap()
-		}
-		if l.take(from) {
-			return &boundedConn{Conn: conn, release: func() { l.release(from) }}, nil
-		}
-		conn.Close()
-	}
-}
-
-func (l *boundedListener) take(from netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.open >= l.most || l.from[from] >= l.each {
-		return false
-	}
-	l.open++
-	l.from[from]++
-	return true
-}
-
-func (l *boundedListener) release(from netip.Addr) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.open--
-	if l.from[from]--; l.from[from] == 0 {
-		delete(l.from, from)
-	}
-}
-
-type boundedConn struct {
-	net.Conn
-	once    sync.Once
-	release func()
-}
-
-// Close implements net.Conn.
-func (c *boundedConn) Close() error {
-	c.once.Do(c.release)
-	return c.Conn.Close()
 }

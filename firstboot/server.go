@@ -24,6 +24,7 @@ import (
 
 	"rackstrap/cluster"
 	"rackstrap/internal/httpserve"
+	"rackstrap/internal/places"
 	"rackstrap/lifecycle"
 )
 
@@ -39,10 +40,9 @@ type Options struct {
 	Address   netip.Addr
 	Port      int // 0: any
 
-	MaxConns     int     // connections open at once (4096)
-	MaxConnsEach int     // of them, from one address (64)
-	CallsEach    float64 // calls a second from one address (1000), and four times as many at once
-	RefusedEach  float64 // refused calls a second from one address (1), and thirty times as many at once
+	Places      places.Limits // of connections
+	CallsEach   float64       // calls a second from one address (1000), and four times as many at once
+	RefusedEach float64       // refused calls a second from one address (1), and thirty times as many at once
 }
 
 // Limits of a connection.
@@ -54,6 +54,9 @@ const (
 	maxHeader     = 16 << 10
 	maxWait       = 60 * time.Second // of a question for work
 )
+
+// defaultPlaces: an agent has one connection or two, and nobody else has anything to say here.
+var defaultPlaces = places.Limits{Total: 4096, Each: 64, Strangers: 256, StrangersEach: 8}
 
 // Server is the node plane.
 type Server struct {
@@ -68,8 +71,7 @@ type Server struct {
 
 // Listen binds the node plane.
 func Listen(o Options) (*Server, error) {
-	setDefault(&o.MaxConns, 4096)
-	setDefault(&o.MaxConnsEach, 64)
+	setDefault(&o.Places, defaultPlaces)
 	setDefault(&o.CallsEach, 1000)
 	setDefault(&o.RefusedEach, 1)
 	metrics, err := newMetrics(o.Metrics)
@@ -81,17 +83,25 @@ func Listen(o Options) (*Server, error) {
 	if _, err := s.tls.get(nil); err != nil {
 		return nil, fmt.Errorf("node plane: certificate: %w", err)
 	}
+	pool, err := places.New(places.Options{Plane: "node", Limits: o.Places, Listed: o.Rack.ListedAddress, Metrics: o.Metrics,
+		Report: func(text string) {
+			o.Rack.Observe(lifecycle.Event{Source: "node", Kind: "places", Level: lifecycle.Warn, Text: "connections: " + text})
+		}})
+	if err != nil {
+		return nil, fmt.Errorf("node plane: %w", err)
+	}
 	bound, err := net.Listen("tcp4", net.JoinHostPort(o.Address.String(), strconv.Itoa(o.Port)))
 	if err != nil {
 		return nil, fmt.Errorf("node plane: %w", err)
 	}
-	s.listener = newBoundedListener(bound, o.MaxConns, o.MaxConnsEach)
+	s.listener = places.Listen(bound, pool)
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true) // one connection a machine: HTTP/2 would only cost memory
 	s.http = &http.Server{
 		Handler:           s.routes(),
 		Protocols:         protocols,
 		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.tls.get},
+		ConnState:         places.ConnState,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       bodyTimeout,
 		WriteTimeout:      answerTimeout,
@@ -102,8 +112,8 @@ func Listen(o Options) (*Server, error) {
 	return s, nil
 }
 
-func setDefault[T int | float64](field *T, value T) {
-	if *field == 0 {
+func setDefault[T comparable](field *T, value T) {
+	if *field == *new(T) {
 		*field = value
 	}
 }

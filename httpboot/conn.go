@@ -2,109 +2,47 @@ package httpboot
 
 import (
 	"errors"
-	"io"
 	"net"
-	"net/netip"
 	"os"
 	"sync"
 	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"rackstrap/internal/places"
 )
 
-// listener bounds the connections, and makes each a conn.
-//
-// With all connections taken, new ones wait in the kernel's queue until one ends: firmware that waits a few
-// seconds boots, firmware that is refused may not. One client address cannot take them all: beyond its share
-// it is answered 503 and closed. So slow clients hold out themselves only.
+// listener makes each connection that has a place a conn.
 type listener struct {
-	net.Listener
-	stall     time.Duration
-	slots     chan struct{}
-	perClient int
-	metrics   *metrics
-
-	ended chan struct{}
-	once  sync.Once
-
-	mu      sync.Mutex
-	clients map[netip.Addr]int
+	*places.Listener
+	stall   time.Duration
+	metrics *metrics
 }
-
-func newListener(inner net.Listener, maxConns int, stall time.Duration, m *metrics) *listener {
-	return &listener{Listener: inner, stall: stall, slots: make(chan struct{}, maxConns), perClient: max(1, maxConns/4),
-		metrics: m, ended: make(chan struct{}), clients: map[netip.Addr]int{}}
-}
-
-// tooMany is the answer to a client beyond its share.
-const tooMany = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: " + retryAfter +
-	"\r\nConnection: close\r\nContent-Type: text/plain\r\nContent-Length: 31\r\n\r\ntoo many connections from here\n"
 
 // Accept implements net.Listener.
 func (l *listener) Accept() (net.Conn, error) {
-	for {
-		select {
-		case l.slots <- struct{}{}:
-		case <-l.ended:
-			return nil, net.ErrClosed
-		}
-		accepted, err := l.Listener.Accept()
-		if err != nil {
-			<-l.slots
-			return nil, err
-		}
-		tcp := accepted.(*net.TCPConn)
-		from := tcp.RemoteAddr().(*net.TCPAddr).AddrPort().Addr()
-		if !l.take(from) {
-			<-l.slots
-			l.metrics.refused.Inc()
-			io.WriteString(tcp, tooMany) // fits the empty send buffer: never waits
-			tcp.Close()
-			continue
-		}
-		l.metrics.conns.Inc()
-		raw, _ := tcp.SyscallConn() // fails for nil only
-		return &conn{TCPConn: tcp, raw: raw, listener: l, from: from}, nil
+	accepted, err := l.AcceptConn()
+	if err != nil {
+		return nil, err
 	}
-}
-
-// Close implements net.Listener.
-func (l *listener) Close() error {
-	l.once.Do(func() { close(l.ended) })
-	return l.Listener.Close()
-}
-
-func (l *listener) take(from netip.Addr) bool {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.clients[from] >= l.perClient {
-		return false
-	}
-	l.clients[from]++
-	return true
-}
-
-func (l *listener) giveBack(from netip.Addr) {
-	l.mu.Lock()
-	if l.clients[from]--; l.clients[from] == 0 {
-		delete(l.clients, from)
-	}
-	l.mu.Unlock()
-	<-l.slots
-	l.metrics.conns.Dec()
+	l.metrics.conns.Inc()
+	raw, _ := accepted.SyscallConn() // fails for nil only
+	return &conn{Conn: accepted, raw: raw, listener: l}, nil
 }
 
 // conn is a connection whose client must take a byte now and then.
 type conn struct {
-	*net.TCPConn
+	*places.Conn
 	raw      syscall.RawConn
 	listener *listener
-	from     netip.Addr
 	once     sync.Once
 
 	join bool   // the next write waits for the one after it; see response.ReadFrom
 	held []byte // what waits
+
+	waited        time.Duration // in writes, since the client's rate was last looked at
+	written, took int64         // to the kernel in all; by the client, when its rate was last looked at
 }
 
 // errStalled ends the connection of a client that stopped reading.
@@ -112,9 +50,8 @@ var errStalled = errors.New("the client takes nothing any more")
 
 // Close implements net.Conn.
 func (c *conn) Close() error {
-	err := c.TCPConn.Close()
-	c.once.Do(func() { c.listener.giveBack(c.from) })
-	return err
+	c.once.Do(c.listener.metrics.conns.Dec)
+	return c.Conn.Close()
 }
 
 // Write writes all of p for as long as the client takes some of it: net/http's WriteTimeout would end slow
@@ -143,11 +80,12 @@ func (c *conn) Write(p []byte) (int, error) {
 // timeout, looked at four times in it.
 func (c *conn) insist(write func() (n int, err error)) error {
 	last, unacknowledged := time.Now(), -1
-	for {
+	for begin := last; ; begin = time.Now() {
 		if err := c.SetWriteDeadline(time.Now().Add(c.listener.stall / 4)); err != nil {
 			return err
 		}
 		n, err := write()
+		c.rate(n, time.Since(begin))
 		if !errors.Is(err, os.ErrDeadlineExceeded) {
 			return err
 		}
@@ -162,6 +100,26 @@ func (c *conn) insist(write func() (n int, err error)) error {
 			return errStalled
 		}
 	}
+}
+
+// leastRate is what a client takes in a second, at least, to keep its place when there is no other: the slowest of
+// management networks are faster. Otherwise a slow client has all the time it needs.
+const leastRate = 16 << 10
+
+// rate notes a write. A client that the server had to wait for too long is as good as idle: its place gives way.
+func (c *conn) rate(n int, waited time.Duration) {
+	c.written += int64(n)
+	c.waited += waited
+	if c.waited < c.listener.stall/4 {
+		return
+	}
+	took := c.written - int64(c.unacknowledged())
+	if float64(took-c.took) < leastRate*c.waited.Seconds() {
+		c.Place.Idle()
+	} else {
+		c.Place.Busy()
+	}
+	c.took, c.waited = took, 0
 }
 
 // unacknowledged is how many bytes wait in the kernel for this client. A write succeeds only once a third of

@@ -9,11 +9,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"syscall"
 	"testing"
 	"time"
 
 	"github.com/stretchr/testify/require"
 
+	"rackstrap/internal/places"
 	"rackstrap/inventory"
 	"rackstrap/media"
 )
@@ -122,22 +124,21 @@ func slowClient(t *testing.T, header string, stall time.Duration) (pause time.Du
 // Slowloris: a header that never ends holds a connection for HeaderTimeout only, and never all connections.
 func TestSlowloris(t *testing.T) {
 	const timeout = 300 * time.Millisecond
-	p := bigPlane(t, func(o *Options) { o.HeaderTimeout, o.MaxConns = timeout, 16 })
+	p := bigPlane(t, func(o *Options) {
+		o.HeaderTimeout, o.Places = timeout, places.Limits{Total: 16, Each: 4, Strangers: 8, StrangersEach: 4}
+	})
 	attacker := netip.MustParseAddr("127.0.0.66")
 	var held []*net.TCPConn
 	for i := range 10 {
-		conn := p.dial(attacker)
-		if i < 4 { // its share
-			held = append(held, conn)
-			fmt.Fprint(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n")
+		if i >= 4 { // beyond its share
+			p.requireRefused(attacker)
 			continue
 		}
-		status, body := readReply(t, conn)
-		require.Equal(t, http.StatusServiceUnavailable, status)
-		require.Equal(t, "too many connections from here\n", body)
+		held = append(held, p.dial(attacker))
+		fmt.Fprint(held[i], "GET /healthz HTTP/1.1\r\nHost: x\r\n")
 	}
-	require.EqualValues(t, 6, p.count("rackstrap_http_connections_refused_total"))
 	require.Equal(t, 200, p.get("/healthz").StatusCode) // others do not notice
+	require.Len(t, p.events("places"), 1)
 
 	for _, conn := range held {
 		go func() {
@@ -153,6 +154,28 @@ func TestSlowloris(t *testing.T) {
 	require.Equal(t, 200, p.request(http.MethodGet, "/healthz", attacker).StatusCode) // its share is free again
 }
 
+// requireRefused wants a new connection reset, which may be as early as in connect.
+func (p *plane) requireRefused(from netip.Addr) {
+	p.t.Helper()
+	dialer := net.Dialer{LocalAddr: &net.TCPAddr{IP: from.AsSlice()}, Timeout: 5 * time.Second}
+	conn, err := dialer.Dial("tcp", p.Addr().String())
+	if err != nil {
+		require.ErrorIs(p.t, err, syscall.ECONNRESET)
+		return
+	}
+	defer conn.Close()
+	require.NoError(p.t, conn.SetDeadline(time.Now().Add(20*time.Second)))
+	requireReset(p.t, conn.(*net.TCPConn))
+}
+
+// requireReset wants a connection ended that got no answer.
+func requireReset(t testing.TB, conn *net.TCPConn) {
+	t.Helper()
+	_, err := conn.Read(make([]byte, 1))
+	require.Error(t, err)
+	require.NotErrorIs(t, err, os.ErrDeadlineExceeded)
+}
+
 // A body that never comes is not waited for.
 func TestBodyThatNeverComes(t *testing.T) {
 	p := bigPlane(t, func(*Options) {})
@@ -163,36 +186,53 @@ func TestBodyThatNeverComes(t *testing.T) {
 	eventually(t, func() bool { return p.count("rackstrap_http_connections") == 0 }, "closed")
 }
 
-// With all connections taken, the next one waits; it is not refused.
+// request sends a request and leaves the connection open.
+func request(t *testing.T, conn *net.TCPConn, path string) {
+	t.Helper()
+	_, err := fmt.Fprintf(conn, "GET %s HTTP/1.1\r\nHost: x\r\n\r\n", path)
+	require.NoError(t, err)
+}
+
+// With all connections busy, the next one of a machine of the list waits, it is not refused; and those that have nothing
+// to do give way, as does a client that takes next to nothing of what it asked for.
 func TestAllConnectionsTaken(t *testing.T) {
-	p := bigPlane(t, func(o *Options) { o.MaxConns = 4 })
-	var holders []*net.TCPConn
-	for i := range 4 {
-		conn := p.dial(netip.AddrFrom4([4]byte{127, 0, 0, byte(10 + i)}))
-		fmt.Fprint(conn, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-		status, _ := readReply(t, conn)
-		require.Equal(t, 200, status)
-		holders = append(holders, conn)
+	const stall = 4 * time.Second
+	p := bigPlane(t, func(o *Options) {
+		o.StallTimeout, o.Places = stall, places.Limits{Total: 4, Each: 4, Strangers: 2, StrangersEach: 2}
+	})
+	busy := func(from netip.Addr) *net.TCPConn {
+		conn := p.dial(from)
+		request(t, conn, "/media/dir/big")
+		_, err := io.ReadFull(conn, make([]byte, 1000))
+		require.NoError(t, err)
+		return conn
 	}
-	waiting := make(chan int, 1)
-	next := p.dial(netip.MustParseAddr("127.0.0.20"))
-	fmt.Fprint(next, "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-	go func() {
+	busy(ipNobody)
+	busy(ipNobody)
+	p.requireRefused(ipForeignLoop) // strangers have their share
+	kept := p.dial(ipMaster)
+	request(t, kept, "/healthz")
+	status, _ := readReply(t, kept)
+	require.Equal(t, 200, status)
+	slow := busy(ipMaster)
+	for range 3 {
+		next := p.dial(ipNode)
+		request(t, next, "/healthz")
 		status, _ := readReply(t, next)
-		waiting <- status
-	}()
-	select {
-	case status := <-waiting:
-		t.Fatalf("answered %d with all connections taken", status)
-	case <-time.After(200 * time.Millisecond):
-	}
-	holders[0].Close()
-	select {
-	case status := <-waiting:
 		require.Equal(t, 200, status)
-	case <-time.After(5 * time.Second):
-		t.Fatal("it waits for ever")
 	}
+	requireReset(t, kept) // it was idle for the longest time
+
+	busy(ipNode) // in place of one that is idle
+	waiting := p.dial(ipNode)
+	request(t, waiting, "/healthz")
+	require.NoError(t, waiting.SetReadDeadline(time.Now().Add(50*time.Millisecond)))
+	_, err := waiting.Read(make([]byte, 1))
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded, "all are busy")
+	require.NoError(t, waiting.SetReadDeadline(time.Now().Add(20*time.Second)))
+	status, _ = readReply(t, waiting) // as soon as it shows that another one takes nothing
+	require.Equal(t, 200, status)
+	_ = slow
 }
 
 // HTTP/1.0 and keep-alive: several requests on one connection, the small, the copied and the sent file each

@@ -37,11 +37,12 @@ var (
 	macUnknown = inventory.MAC{0x52, 0x54, 0, 0, 0, 0x99}
 
 	// Reserved addresses are loopback's, so that tests over real connections can be the machines.
-	ipMaster  = netip.MustParseAddr("127.0.0.80")
-	ipNode    = netip.MustParseAddr("127.0.0.81")
-	ipLeased  = netip.MustParseAddr("127.0.0.99") // of macUnknown
-	ipNobody  = netip.MustParseAddr("127.0.0.1")  // no machine's: an operator on the appliance
-	ipForeign = netip.MustParseAddr("192.0.2.7")  // no machine's, and not on this host
+	ipMaster      = netip.MustParseAddr("127.0.0.80")
+	ipNode        = netip.MustParseAddr("127.0.0.81")
+	ipLeased      = netip.MustParseAddr("127.0.0.99") // of macUnknown
+	ipNobody      = netip.MustParseAddr("127.0.0.1")  // no machine's: an operator on the appliance
+	ipForeignLoop = netip.MustParseAddr("127.0.0.2")  // no machine's either
+	ipForeign     = netip.MustParseAddr("192.0.2.7")  // no machine's, and not on this host
 )
 
 // files is the tree of the media, as unpacked directory and inside an ISO.

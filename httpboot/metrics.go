@@ -13,7 +13,6 @@ type metrics struct {
 	bytes    *prometheus.CounterVec // by route
 	inFlight prometheus.Gauge
 	conns    prometheus.Gauge
-	refused  prometheus.Counter
 	stalled  prometheus.Counter
 	panics   prometheus.Counter
 }
@@ -29,14 +28,13 @@ func newMetrics(r prometheus.Registerer) (*metrics, error) {
 		bytes:    prometheus.NewCounterVec(counter("sent_bytes_total", "Bytes of bodies sent, by route."), []string{"route"}),
 		inFlight: prometheus.NewGauge(gauge("in_flight", "Requests being answered.")),
 		conns:    prometheus.NewGauge(gauge("connections", "Connections open.")),
-		refused:  prometheus.NewCounter(counter("connections_refused_total", "Connections closed because one client address had too many.")),
 		stalled:  prometheus.NewCounter(counter("stalled_total", "Connections closed because the client took no byte for too long.")),
 		panics:   prometheus.NewCounter(counter("panics_total", "Requests that ended in a panic of ours.")),
 	}
 	if r == nil {
 		return m, nil
 	}
-	for _, c := range []prometheus.Collector{m.requests, m.bytes, m.inFlight, m.conns, m.refused, m.stalled, m.panics} {
+	for _, c := range []prometheus.Collector{m.requests, m.bytes, m.inFlight, m.conns, m.stalled, m.panics} {
 		if err := r.Register(c); err != nil {
 			return nil, err
 		}

@@ -32,6 +32,7 @@ import (
 	"rackstrap/bootplan"
 	"rackstrap/images"
 	"rackstrap/internal/httpserve"
+	"rackstrap/internal/places"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 	"rackstrap/repo"
@@ -73,15 +74,12 @@ type Options struct {
 	StallTimeout time.Duration
 	// HeaderTimeout is how long a client may take to send a request's header (10 s).
 	HeaderTimeout time.Duration
-	// MaxConns is how many connections are open at once (2048); one client address may have a quarter of
-	// them. See listener for what happens beyond.
-	MaxConns int
+	Places        places.Limits // of connections; see package places for what happens beyond
 }
 
 const (
 	defaultStallTimeout  = 60 * time.Second
 	defaultHeaderTimeout = 10 * time.Second
-	defaultMaxConns      = 2048
 	// idleTimeout ends a connection without a request; it is longer than the pauses of yum and edk2.
 	idleTimeout = 60 * time.Second
 	// maxHeader bounds request line and header; net/http adds 4 KiB and answers 431 beyond. Sixteen NICs in
@@ -90,6 +88,9 @@ const (
 	// grace is how long transfers may go on when the daemon ends.
 	grace = 3 * time.Second
 )
+
+// defaultPlaces: installers and yum have some ten connections at once, firmware one or two.
+var defaultPlaces = places.Limits{Total: 2048, Each: 128, Strangers: 512, StrangersEach: 32}
 
 // Server is the boot plane, bound to its address.
 type Server struct {
@@ -105,8 +106,15 @@ type Server struct {
 func Listen(o Options) (*Server, error) {
 	o.StallTimeout = cmp.Or(o.StallTimeout, defaultStallTimeout)
 	o.HeaderTimeout = cmp.Or(o.HeaderTimeout, defaultHeaderTimeout)
-	o.MaxConns = cmp.Or(o.MaxConns, defaultMaxConns)
+	o.Places = cmp.Or(o.Places, defaultPlaces)
 	metrics, err := newMetrics(o.Metrics)
+	if err != nil {
+		return nil, fmt.Errorf("http: %w", err)
+	}
+	pool, err := places.New(places.Options{Plane: "http", Limits: o.Places, Listed: o.Rack.ListedAddress, Metrics: o.Metrics,
+		Report: func(text string) {
+			o.Rack.Observe(lifecycle.Event{Source: "http", Kind: "places", Level: lifecycle.Warn, Text: "connections: " + text})
+		}})
 	if err != nil {
 		return nil, fmt.Errorf("http: %w", err)
 	}
@@ -120,7 +128,7 @@ func Listen(o Options) (*Server, error) {
 	}
 	s := &Server{
 		o:        o,
-		listener: newListener(bound, o.MaxConns, o.StallTimeout, metrics),
+		listener: &listener{Listener: places.Listen(bound, pool), stall: o.StallTimeout, metrics: metrics},
 		metrics:  metrics,
 		repeats:  newRepeats(o.Now),
 	}
@@ -174,6 +182,7 @@ func (s *Server) Run(ctx context.Context) error {
 		ReadHeaderTimeout: s.o.HeaderTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    maxHeader,
+		ConnState:         places.ConnState,
 		ConnContext:       func(ctx context.Context, c net.Conn) context.Context { return context.WithValue(ctx, connKey{}, c) },
 		// No WriteTimeout: an initrd over a 100 Mbit/s relay takes as long as it takes. See conn.
 		ErrorLog: slog.NewLogLogger(s.o.Log.Handler(), slog.LevelDebug),

@@ -268,6 +268,29 @@ func TestApproveAndRelease(t *testing.T) {
 	require.ErrorAs(t, r.Release(ctx, "kmaster"), &bind)
 }
 
+// TestListedAddress: the addresses of the list are those reserved, and what MACs of the list have leased, for as long.
+func TestListedAddress(t *testing.T) {
+	r, c := newRack(t, NewMemoryStore(), config())
+	reserved, leased, foreign := netip.MustParseAddr("10.10.10.80"), netip.MustParseAddr("10.10.10.200"), netip.MustParseAddr("10.10.10.201")
+	bind := func(mac inventory.MAC, ip netip.Addr) {
+		require.NoError(t, r.Bind(t.Context(), Lease{MAC: mac, IP: ip, State: LeaseBound, Expires: c.Now().Add(time.Hour)}))
+	}
+	bind(macMaster, leased)
+	bind(macUnknown, foreign)
+	listed := func(want ...bool) {
+		t.Helper()
+		require.Equal(t, want, []bool{r.ListedAddress(reserved), r.ListedAddress(leased), r.ListedAddress(foreign), r.ListedAddress(netip.Addr{})})
+	}
+	listed(true, true, false, false)
+	_, err := r.Approve(t.Context(), macUnknown, "knode1")
+	require.NoError(t, err)
+	listed(true, true, true, false)
+	c.forward(2 * time.Hour)
+	listed(true, false, false, false)
+	require.NoError(t, r.Quarantine(t.Context(), Lease{IP: leased, Expires: c.Now().Add(time.Hour)}))
+	listed(true, false, false, false)
+}
+
 func TestEnrollFillsSlotsInOrderOnce(t *testing.T) {
 	cfg := config(func(c *inventory.Config) {
 		c.Network.DHCP.Unknown = inventory.UnknownEnroll

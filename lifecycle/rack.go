@@ -310,6 +310,21 @@ func (r *Rack) MACByIP(ip netip.Addr) (inventory.MAC, bool) {
 	return inventory.MAC{}, false
 }
 
+// ListedAddress tells whether an address is one of a machine of the list: its reservation, or what its card has leased.
+func (r *Rack) ListedAddress(ip netip.Addr) bool {
+	r.mu.RLock()
+	defer r.mu.RUnlock()
+	if _, ok := r.config.ByIP(ip); ok {
+		return true
+	}
+	l, ok := r.leases.byIP(ip)
+	if !ok || l.State != LeaseBound || !l.Expires.After(r.now()) {
+		return false
+	}
+	_, listed := r.names[l.MAC]
+	return listed
+}
+
 // Decision is what a machine boots next, and why.
 type Decision struct {
 	Action  Action

@@ -19,6 +19,7 @@ import (
 
 	"github.com/stretchr/testify/require"
 
+	"rackstrap/internal/places"
 	"rackstrap/internal/testenv"
 )
 
@@ -112,7 +113,7 @@ func TestServeForBench(t *testing.T) {
 	content, err := os.ReadFile(name)
 	require.NoError(t, err)
 	s, err := Listen(Options{Rack: &rack{}, Files: files{"file": content}, Log: slog.New(slog.DiscardHandler), Now: time.Now,
-		Address: netip.MustParseAddr(serverAddress), Interface: serverNIC, Port: benchPort, MaxPerClient: 64})
+		Address: netip.MustParseAddr(serverAddress), Interface: serverNIC, Port: benchPort, Places: manyEach})
 	require.NoError(t, err)
 	ctx, cancel := signal.NotifyContext(t.Context(), syscall.SIGTERM)
 	defer cancel()
@@ -187,3 +188,6 @@ func pull(port, block, size int) error {
 	_, err = syscall.Write(fd, []byte("\x00\x05\x00\x00enough\x00"))
 	return err
 }
+
+// manyEach lets one address have many transfers.
+var manyEach = places.Limits{Total: 512, Each: 64, Strangers: 64, StrangersEach: 64}

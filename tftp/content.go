@@ -18,22 +18,34 @@ const readAhead = 64 << 10
 // content is a file on its way out. It ends after Size bytes; a file that ends before is a fault, for pin/tftp
 // would send what there is as if it were the whole.
 type content struct {
-	file  *bufio.Reader
-	left  int64
-	t     *transfer
-	now   func() time.Time
-	each  func() // before each block
-	sent  int64  // bytes handed to pin/tftp: all but the last block are acknowledged
-	fault error  // why the file could not be read
+	file    io.Reader // with a buffer once the client is there
+	there   bool      // it has acknowledged the options or the first block: the address was not made up
+	options bool      // are acknowledged before the first Read
+	left    int64
+	t       *transfer
+	now     func() time.Time
+	each    func() // before each block
+	sent    int64  // bytes handed to pin/tftp: all but the last block are acknowledged
+	fault   error  // why the file could not be read
 }
 
 func newContent(f *bootplan.File, t *transfer, now func() time.Time, each func()) *content {
-	return &content{file: bufio.NewReaderSize(f, int(min(f.Size, readAhead))), left: f.Size, t: t, now: now, each: each}
+	return &content{file: f, options: t.acknowledgesOptions(f.Size), left: f.Size, t: t, now: now, each: each}
 }
 
-// Read is called for each block, when the one before is acknowledged.
+// Read is called for each block, when the options or the block before are acknowledged. Until then there is nothing but
+// the first block without options to send, which is read alone.
 func (c *content) Read(p []byte) (int, error) {
-	c.t.alive(c.now())
+	switch {
+	case c.there:
+		c.t.alive(c.now())
+	case c.options || c.sent >= defaultBlock:
+		c.there = true
+		c.t.alive(c.now())
+		c.file = bufio.NewReaderSize(c.file, int(min(c.left, readAhead)))
+	default:
+		p = p[:min(len(p), defaultBlock-int(c.sent))]
+	}
 	c.each()
 	if c.fault != nil {
 		return 0, c.fault
@@ -70,6 +82,9 @@ func (c *content) result(err error) result {
 		r.ending = endDone
 	case ended != nil:
 		r.ending, r.told = ended.ending, ended.text
+		if ended == errSilentFirst {
+			r.err = ended
+		}
 	case errors.As(err, &network) && network.Timeout():
 		r.ending = endTimeout
 	case network != nil && !errors.Is(err, syscall.ECONNREFUSED): // that is a client whose port is closed

@@ -70,6 +70,10 @@ func (f *front) admit(packet []byte, client netip.AddrPort) (*transfer, error) {
 // refuse answers what became no transfer, from the well-known port.
 func (f *front) refuse(client netip.AddrPort, err error) {
 	var reply *protocolError
+	if errors.Is(err, errNoPlace) {
+		f.server.metrics.count(result{ending: endBusy}, 0)
+		return
+	}
 	if !errors.As(err, &reply) {
 		f.server.metrics.ignored.Inc()
 		return

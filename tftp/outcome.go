@@ -24,6 +24,7 @@ const (
 	endBusy       ending = "busy"
 	endAborted    ending = "aborted"
 	endTimeout    ending = "timeout"
+	endUnproven   ending = "unproven"
 	endNetwork    ending = "network"
 	endFault      ending = "fault"
 	endSuperseded ending = "superseded"
@@ -42,7 +43,8 @@ var endings = map[ending]struct {
 	endNotFound:   {"not-found", lifecycle.Info, textTold},
 	endRefused:    {"refused", lifecycle.Warn, textTold},
 	endMalformed:  {"refused", lifecycle.Warn, textTold},
-	endBusy:       {"refused", lifecycle.Warn, textTold},
+	endBusy:       {}, // the pool of places reports it
+	endUnproven:   {}, // the source may be made up; the metrics count it
 	endAborted:    {"failed", lifecycle.Info, textErr("the client ended it")},
 	endTimeout:    {"failed", lifecycle.Warn, textErr("the client is silent")},
 	endNetwork:    {"failed", lifecycle.Warn, textErr("cannot be sent")},

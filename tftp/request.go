@@ -190,6 +190,12 @@ func (r request) packet() []byte {
 	return p
 }
 
+// acknowledgesOptions tells whether pin/tftp begins with an OACK, which the client acknowledges before the first block:
+// it leaves tsize out where the size is not known (netascii) or 0.
+func (r request) acknowledgesOptions(size int64) bool {
+	return r.block != 0 || r.tsize && r.mode == "octet" && size > 0
+}
+
 // blockSize is the size of the blocks that will be sent, in bytes.
 func (r request) blockSize() int {
 	if r.block == 0 {

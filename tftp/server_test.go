@@ -12,6 +12,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"strconv"
 	"strings"
 	"sync"
@@ -24,6 +25,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"rackstrap/bootplan"
+	"rackstrap/internal/places"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -43,6 +45,11 @@ func (r *rack) Observe(e lifecycle.Event) {
 }
 
 func (r *rack) MACByIP(netip.Addr) (inventory.MAC, bool) { return macNode, true }
+
+func (r *rack) ListedAddress(a netip.Addr) bool { return !strangers.Contains(a) }
+
+// strangers are the addresses of no machine of the list.
+var strangers = netip.MustParsePrefix("127.0.9.0/24")
 
 // ofKind waits for an event of that kind and returns all of them.
 func (r *rack) ofKind(t *testing.T, kind string) (found []lifecycle.Event) {
@@ -94,7 +101,7 @@ type tried struct {
 }
 
 // quick is a pace for tests.
-var quick = pace{timeout: 50 * time.Millisecond, retries: 3, grace: 200 * time.Millisecond}
+var quick = pace{timeout: 50 * time.Millisecond, retries: 3, first: 3, strange: 2, grace: 200 * time.Millisecond}
 
 func try(t *testing.T, f Files, edit ...func(*Options, *pace)) *tried {
 	t.Helper()
@@ -421,17 +428,19 @@ func TestAbort(t *testing.T) {
 
 // TestVanished: a client that falls silent gets the block a few times more, and frees its place.
 func TestVanished(t *testing.T) {
-	s := try(t, files{"a": noise(5000)}, func(o *Options, _ *pace) { o.MaxTransfers = 1 })
+	s := try(t, files{"a": noise(5000)}, func(o *Options, _ *pace) { o.Places = places.Limits{Total: 1, Each: 1} })
 	c := s.client(t)
 	c.ask(rrq("a", "octet"))
-	first, from := c.receive()
+	_, from := c.receive()
+	c.ack(1, from)
+	first, _ := c.receive()
 	for range quick.retries {
 		again, port := c.receive()
 		require.Equal(t, first, again)
 		require.Equal(t, from, port)
 	}
 	e := s.rack.ofKind(t, "failed")
-	require.Contains(t, e[0].Text, "a: the client is silent, after 512 bytes")
+	require.Contains(t, e[0].Text, "a: the client is silent, after 1024 bytes")
 	_, _, refusal := s.client(t).fetch(rrq("a", "octet"), 0)
 	require.Nil(t, refusal)
 }
@@ -504,13 +513,15 @@ func TestRepeated(t *testing.T) {
 	require.Eventually(t, func() bool {
 		s.transfers.mu.Lock()
 		defer s.transfers.mu.Unlock()
-		return len(s.transfers.running)+len(s.transfers.perClient) == 0
+		return len(s.transfers.running)+s.transfers.pool.Held() == 0
 	}, 10*time.Second, time.Millisecond)
 }
 
 func TestAdmit(t *testing.T) {
 	now := time.Unix(0, 0)
-	ts := newTransfers(3, 2, func() time.Time { return now })
+	pool, err := places.New(places.Options{Limits: places.Limits{Total: 3, Each: 2}, Listed: func(netip.Addr) bool { return true }})
+	require.NoError(t, err)
+	ts := newTransfers(pool, func() time.Time { return now })
 	at := netip.MustParseAddrPort
 	a, b := request{name: "a", mode: "octet"}, request{name: "b", mode: "octet"}
 
@@ -533,17 +544,29 @@ func TestAdmit(t *testing.T) {
 	ts.release(first)
 	require.Len(t, ts.running, 1, "the place is the second's")
 
-	_, err = ts.admit(a, at("10.0.0.1:2"))
+	other, err := ts.admit(a, at("10.0.0.1:2"))
 	require.NoError(t, err)
+	second.alive(now)
+	other.alive(now)
 	_, err = ts.admit(a, at("10.0.0.1:3"))
-	require.EqualError(t, err, "busy: 2 transfers to 10.0.0.1 run, try again")
+	require.ErrorIs(t, err, errNoPlace, "2 transfers to it run")
 	third, err := ts.admit(a, at("10.0.0.2:1"))
 	require.NoError(t, err)
-	_, err = ts.admit(a, at("10.0.0.3:1"))
-	require.EqualError(t, err, "busy: 3 transfers run, try again")
+	fourth, err := ts.admit(a, at("10.0.0.3:1"))
+	require.NoError(t, err)
+	require.Equal(t, errYielded, third.endedBy(), "its client has acknowledged nothing")
+	fourth.alive(now)
+	_, err = ts.admit(a, at("10.0.0.4:1"))
+	require.ErrorIs(t, err, errNoPlace, "3 transfers run")
+	now = now.Add(repeatWindow)
+	other.alive(now)
+	fourth.alive(now)
+	_, err = ts.admit(a, at("10.0.0.4:1"))
+	require.NoError(t, err)
+	require.Equal(t, errYielded, second.endedBy(), "its client is silent")
 	ts.release(third)
 	ts.release(third)
-	ts.release(second)
+	ts.release(fourth)
 	_, err = ts.admit(a, at("10.0.0.1:3"))
 	require.NoError(t, err)
 	ts.close()
@@ -551,16 +574,93 @@ func TestAdmit(t *testing.T) {
 	require.ErrorIs(t, err, errStopping)
 }
 
-func TestBusy(t *testing.T) {
-	s := try(t, files{"a": noise(5000)}, func(o *Options, p *pace) { o.MaxTransfers, o.MaxPerClient, p.timeout = 3, 2, time.Second })
+// TestNoPlace: who is refused is not answered, for its address may be made up; it asks again. It is counted, and
+// reported once.
+func TestNoPlace(t *testing.T) {
+	s := try(t, files{"a": noise(5000)}, func(o *Options, p *pace) {
+		o.Places, p.timeout = places.Limits{Total: 3, Each: 2}, time.Second
+	})
 	for range 2 {
 		c := s.client(t)
 		c.ask(rrq("a", "octet"))
+		_, from := c.receive()
+		c.ack(1, from)
 		c.receive()
 	}
-	_, _, refusal := s.client(t).fetch(rrq("a", "octet"), 0)
-	require.Equal(t, &protocolError{code: codeUndefined, text: "busy: 2 transfers to 127.0.0.1 run, try again"}, refusal)
-	require.Eventually(t, func() bool { return s.count(endBusy) == 1 }, 10*time.Second, time.Millisecond)
+	c := s.client(t)
+	for range 3 {
+		c.ask(rrq("a", "octet"))
+	}
+	require.Eventually(t, func() bool { return s.count(endBusy) == 3 }, 10*time.Second, time.Millisecond)
+	c.SetReadDeadline(time.Now().Add(50 * time.Millisecond))
+	_, err := c.Read(make([]byte, 600))
+	require.ErrorIs(t, err, os.ErrDeadlineExceeded)
+	e := s.rack.ofKind(t, "places")
+	require.Len(t, e, 1)
+	require.Contains(t, e[0].Text, "1 refused and 0 idle ones ended for want of a place, the last time because of 127.0.0.1 (listed)")
+}
+
+// TestUnproven: an address that never acknowledged anything gets a few packets. Nobody is told, and it is no event if the
+// address is of no machine.
+func TestUnproven(t *testing.T) {
+	for name, asked := range map[string][]byte{
+		"first block": rrq("a", "octet"),
+		"short file":  rrq("short", "octet"),
+		"netascii":    rrq("a", "netascii"),
+		"options":     rrq("a", "octet", "tsize", "0", "blksize", "1024"),
+	} {
+		for address, most := range map[string]int{"127.0.0.1": quick.first, "127.0.9.1": quick.strange} {
+			t.Run(name+" "+address, func(t *testing.T) {
+				s := try(t, files{"a": noise(5000), "short": noise(20)})
+				conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(address)})
+				require.NoError(t, err)
+				defer conn.Close()
+				conn.WriteToUDPAddrPort(asked, s.Addr().(*net.UDPAddr).AddrPort())
+				got := 0
+				for p := make([]byte, 1500); ; got++ {
+					conn.SetReadDeadline(time.Now().Add(10 * quick.timeout))
+					n, err := conn.Read(p)
+					if err != nil {
+						break
+					}
+					require.NotEqual(t, byte(opERROR), p[1])
+					require.LessOrEqual(t, n, 4+defaultBlock)
+				}
+				require.Positive(t, got)
+				require.LessOrEqual(t, got, most)
+				require.Eventually(t, func() bool { return s.transfers.pool.Held() == 0 }, 10*time.Second, time.Millisecond)
+				if address == "127.0.0.1" {
+					require.Contains(t, s.rack.ofKind(t, "failed")[0].Text, "the client is silent")
+					return
+				}
+				require.Equal(t, 1, s.count(endUnproven))
+				require.Empty(t, s.rack.events)
+			})
+		}
+	}
+}
+
+// TestMadeUpAddresses: transfers to addresses that never acknowledge anything, of machines or not, give way.
+func TestMadeUpAddresses(t *testing.T) {
+	s := try(t, files{"a": noise(100_000)}, func(o *Options, p *pace) {
+		o.Places, p.timeout = places.Limits{Total: 16, Each: 4, Strangers: 4, StrangersEach: 2}, time.Hour
+	})
+	ask := func(address string, n int) {
+		for range n {
+			conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.ParseIP(address)})
+			require.NoError(t, err)
+			t.Cleanup(func() { conn.Close() })
+			conn.WriteToUDPAddrPort(rrq("a", "octet"), s.Addr().(*net.UDPAddr).AddrPort())
+		}
+	}
+	for i := range 40 {
+		ask(fmt.Sprintf("127.0.9.%d", 1+i), 3)
+		ask(fmt.Sprintf("127.0.1.%d", 1+i), 3)
+		ask("127.0.0.1", 3)
+	}
+	got, _, refusal := s.client(t).fetch(rrq("a", "octet"), 0)
+	require.Nil(t, refusal)
+	require.Equal(t, noise(100_000), got)
 }
 
 // TestNoSocket: where pin/tftp gets no socket for a transfer, the place is free again and the client told.
@@ -576,7 +676,7 @@ func TestNoSocket(t *testing.T) {
 	p, _ := c.receive()
 	require.Equal(t, errFault.packet(), p)
 	require.Empty(t, s.transfers.running)
-	require.Empty(t, s.transfers.perClient)
+	require.Zero(t, s.transfers.pool.Held())
 	require.Equal(t, 1, s.count(endFault))
 }
 
@@ -595,7 +695,7 @@ func TestMany(t *testing.T) {
 	for i := range 32 {
 		f[strconv.Itoa(i)] = noise(200_000 + i)
 	}
-	s := try(t, f, func(o *Options, p *pace) { o.MaxPerClient, p.timeout = 64, time.Second })
+	s := try(t, f, func(o *Options, p *pace) { o.Places, p.timeout = manyEach, time.Second })
 	var clients sync.WaitGroup
 	for name, content := range f {
 		c := s.client(t)

@@ -9,6 +9,7 @@
 package tftp
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -21,6 +22,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"rackstrap/bootplan"
+	"rackstrap/internal/places"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 )
@@ -29,6 +31,7 @@ import (
 type Rack interface {
 	Observe(lifecycle.Event)
 	MACByIP(netip.Addr) (inventory.MAC, bool)
+	ListedAddress(netip.Addr) bool
 }
 
 // Files opens the file of that name for a client: *bootplan.Plan. The name comes from the wire as it is, and
@@ -50,27 +53,28 @@ type Options struct {
 	Address   netip.Addr // answer from this address; not valid for any
 	Port      int        // 0 for any free one: for tests
 
-	MaxTransfers int // at the same time, 0 for 64
-	MaxPerClient int // at the same time to one address, 0 for 8
+	Places places.Limits // of transfers that run at the same time; zero for defaultPlaces
 }
 
-// The defaults of Options.
-const (
-	DefaultMaxTransfers = 64
-	DefaultMaxPerClient = 8
-)
+// defaultPlaces: firmware has one transfer, and a second one when it begins anew. Strangers' addresses can be made up:
+// what they get and Settle bound what this server sends to whom never asked, to 128 packets in 250 ms.
+var defaultPlaces = places.Limits{Total: 512, Each: 8, Strangers: 128, StrangersEach: 4, Settle: 250 * time.Millisecond}
 
 // pace is how patient the server is.
 type pace struct {
 	timeout time.Duration // for one acknowledgement, before the block is sent again
 	retries int           // before the client is taken for gone
+	first   int           // how often the first packet is sent, before which nobody has shown that the client exists
+	strange int           // the same to an address of no machine of the list
 	grace   time.Duration // for running transfers when the server stops
 }
 
 // defaultPace sends again every second, as all known servers do at first, and does not slow down: one small
 // packet a second harms no network, and a client that came back is served at once. Firmware gives up after
-// some 15 to 30 s itself.
-var defaultPace = pace{timeout: time.Second, retries: 15, grace: 3 * time.Second}
+// some 15 to 30 s itself. The first packet can do with few tries: until the client has it, it repeats its request itself,
+// edk2 after 3 s and five times more (Mtftp4Impl.h, MTFTP4_DEFAULT_TIMEOUT and _RETRY), iPXE by its timer of
+// retransmissions (tftp.c, tftp_timer_expired).
+var defaultPace = pace{timeout: time.Second, retries: 15, first: 4, strange: 2, grace: 3 * time.Second}
 
 // Server is a TFTP server that is bound.
 type Server struct {
@@ -88,15 +92,14 @@ type Server struct {
 func Listen(o Options) (*Server, error) { return listen(o, defaultPace) }
 
 func listen(o Options, p pace) (*Server, error) {
-	if o.MaxTransfers == 0 {
-		o.MaxTransfers = DefaultMaxTransfers
+	pool, err := places.New(places.Options{Plane: "tftp", Limits: cmp.Or(o.Places, defaultPlaces), Listed: o.Rack.ListedAddress, Metrics: o.Metrics,
+		Report: func(text string) {
+			o.Rack.Observe(lifecycle.Event{Time: o.Now(), Source: "tftp", Kind: "places", Level: lifecycle.Warn, Text: "transfers: " + text})
+		}})
+	if err != nil {
+		return nil, fmt.Errorf("tftp: %w", err)
 	}
-	if o.MaxPerClient == 0 {
-		o.MaxPerClient = DefaultMaxPerClient
-	}
-	s := &Server{Options: o, pace: p, endpoint: endpoint{o.Interface, o.Address},
-		transfers: newTransfers(o.MaxTransfers, o.MaxPerClient, o.Now), throttle: newThrottle()}
-	var err error
+	s := &Server{Options: o, pace: p, endpoint: endpoint{o.Interface, o.Address}, transfers: newTransfers(pool, o.Now), throttle: newThrottle()}
 	if s.metrics, err = newMetrics(o.Metrics); err != nil {
 		return nil, fmt.Errorf("tftp: metrics: %w", err)
 	}
@@ -174,6 +177,8 @@ func (s *Server) transfer(t *transfer, out io.ReaderFrom) result {
 	if err := rebind(out, conn); err != nil {
 		return result{ending: endFault, err: err}
 	}
+	silent := time.AfterFunc(s.patience(t), t.expire)
+	defer silent.Stop()
 	if err := t.attach(conn); err != nil {
 		return result{ending: t.endedBy().ending, err: err}
 	}
@@ -190,6 +195,16 @@ func (s *Server) transfer(t *transfer, out io.ReaderFrom) result {
 	content := newContent(file, t, s.Now, func() { line.block(s.transfers.few()) })
 	_, err = out.ReadFrom(content)
 	return content.result(err)
+}
+
+// patience is how long a transfer waits for its first acknowledgement: until half way to one packet more than it may
+// have.
+func (s *Server) patience(t *transfer) time.Duration {
+	tries := s.pace.strange
+	if t.place.Listed() {
+		tries = s.pace.first
+	}
+	return time.Duration(tries)*s.pace.timeout - s.pace.timeout/2
 }
 
 // clientOf is the address of a client; that of IPv4 is never in its IPv6 form.

@@ -1,27 +1,28 @@
 package tftp
 
 import (
-	"fmt"
+	"errors"
 	"net"
 	"net/netip"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"rackstrap/internal/places"
 )
 
 // transfers are the transfers that run, at most one per client and port: the port is the client's transfer
 // identifier (RFC 1350 section 4).
 type transfers struct {
-	max, maxPerClient int
-	now               func() time.Time
-	processors        int32
-	count             atomic.Int32 // of running
+	pool       *places.Pool
+	now        func() time.Time
+	processors int32
+	count      atomic.Int32 // of running
 
-	mu        sync.Mutex
-	running   map[netip.AddrPort]*transfer
-	perClient map[netip.Addr]int
-	closed    bool
+	mu      sync.Mutex
+	running map[netip.AddrPort]*transfer
+	closed  bool
 }
 
 // transfer is one answered request.
@@ -29,10 +30,12 @@ type transfer struct {
 	request
 	client netip.AddrPort
 	start  time.Time
+	place  *places.Place // idle until the client has acknowledged something
 
 	mu      sync.Mutex
 	active  time.Time      // when the client last asked or acknowledged
 	claimed bool           // pin/tftp has begun to work on it
+	proven  bool           // the client has acknowledged something: it exists
 	conn    *net.UDPConn   // nil until then
 	ended   *protocolError // why it was ended from outside
 }
@@ -42,12 +45,15 @@ type transfer struct {
 // that was restarted, and whose firmware begins with the same port.
 const repeatWindow = 3 * time.Second
 
-func newTransfers(max, maxPerClient int, now func() time.Time) *transfers {
-	return &transfers{max: max, maxPerClient: maxPerClient, now: now, processors: int32(runtime.GOMAXPROCS(0)),
-		running: map[netip.AddrPort]*transfer{}, perClient: map[netip.Addr]int{}}
+func newTransfers(pool *places.Pool, now func() time.Time) *transfers {
+	return &transfers{pool: pool, now: now, processors: int32(runtime.GOMAXPROCS(0)), running: map[netip.AddrPort]*transfer{}}
 }
 
-// admit notes a new transfer. The error is errSilent for a repeated request, and a *protocolError where the limits
+// errNoPlace is a request that there is no place for. It is not answered: the source may be made up, and firmware, which
+// would give up after an ERROR packet, asks again.
+var errNoPlace = errors.New("no place for a transfer")
+
+// admit notes a new transfer. The error is errSilent for a repeated request, and errNoPlace where the limits
 // are reached. A new request from the port of a running transfer takes its place: the client has dropped
 // that one, whether its ERROR packet came through or not.
 func (ts *transfers) admit(r request, client netip.AddrPort) (*transfer, error) {
@@ -58,28 +64,39 @@ func (ts *transfers) admit(r request, client netip.AddrPort) (*transfer, error) 
 	if ts.closed {
 		return nil, errStopping
 	}
-	if old, ok := ts.running[client]; ok {
+	old, again := ts.running[client]
+	if again {
 		if !old.yieldsTo(r, now) {
 			return nil, errSilent
 		}
-		ts.running[client] = t
-		old.end(nil)
-		return t, nil
+		old.place.Release()
 	}
-	if n := len(ts.running); n >= ts.max {
-		return nil, busy("%d transfers run", n)
-	}
-	if n := ts.perClient[client.Addr()]; n >= ts.maxPerClient {
-		return nil, busy("%d transfers to %s run", n, client.Addr())
+	if t.place = ts.take(t, now); t.place == nil {
+		return nil, errNoPlace
 	}
 	ts.running[client] = t
-	ts.count.Add(1)
-	ts.perClient[client.Addr()]++
+	if again {
+		old.hangUp(errSuperseded)
+	} else {
+		ts.count.Add(1)
+	}
 	return t, nil
 }
 
-func busy(format string, args ...any) *protocolError {
-	return &protocolError{codeUndefined, "busy: " + fmt.Sprintf(format, args...) + ", try again", endBusy}
+// take finds a place for a transfer; nil: there is none. With all places in use, those give way whose clients have been
+// silent for a while. The caller holds mu.
+func (ts *transfers) take(t *transfer, now time.Time) *places.Place {
+	place, verdict := ts.pool.Take(t.client.Addr(), t.yield)
+	if verdict != places.Full {
+		return place
+	}
+	for _, other := range ts.running {
+		if other.silentSince(now) >= repeatWindow {
+			other.place.Idle()
+		}
+	}
+	place, _ = ts.pool.Take(t.client.Addr(), t.yield)
+	return place
 }
 
 // yieldsTo tells whether a request from the transfer's own port is a new one. A transfer that pin/tftp has
@@ -109,6 +126,7 @@ func (ts *transfers) claim(client netip.AddrPort) (t *transfer, ok bool) {
 
 // release frees the place of a transfer, if that is still its own.
 func (ts *transfers) release(t *transfer) {
+	t.place.Release()
 	ts.mu.Lock()
 	defer ts.mu.Unlock()
 	if ts.running[t.client] != t {
@@ -116,9 +134,6 @@ func (ts *transfers) release(t *transfer) {
 	}
 	delete(ts.running, t.client)
 	ts.count.Add(-1)
-	if ts.perClient[t.client.Addr()]--; ts.perClient[t.client.Addr()] == 0 {
-		delete(ts.perClient, t.client.Addr())
-	}
 }
 
 // few tells whether there is a processor for each transfer that runs.
@@ -143,21 +158,24 @@ func (ts *transfers) endAll(why *protocolError) {
 // errSuperseded is why a transfer ended whose client asked for something else from the same port.
 var errSuperseded = &protocolError{codeUndefined, "the client began anew", endSuperseded}
 
-// end ends a transfer from outside: the client is told why, unless why is nil, and the socket closes.
-func (t *transfer) end(why *protocolError) {
+// end ends a transfer from outside, and tells the client why.
+func (t *transfer) end(why *protocolError) { t.endBy(why, true) }
+
+// hangUp ends a transfer from outside without a word to the client.
+func (t *transfer) hangUp(why *protocolError) { t.endBy(why, false) }
+
+// endBy ends a transfer: its socket closes.
+func (t *transfer) endBy(why *protocolError, tell bool) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if t.ended != nil {
 		return
 	}
 	t.ended = why
-	if why == nil {
-		t.ended = errSuperseded
-	}
 	if t.conn == nil {
 		return
 	}
-	if why != nil {
+	if tell {
 		t.conn.WriteToUDPAddrPort(why.packet(), t.client) // best effort: it may be lost on its way, too
 	}
 	hangUp(t.conn)
@@ -174,12 +192,44 @@ func (t *transfer) attach(conn *net.UDPConn) error {
 	return nil
 }
 
-// alive notes a sign of life.
+// alive notes a sign of life: an acknowledgement.
 func (t *transfer) alive(now time.Time) {
 	t.mu.Lock()
-	t.active = now
+	t.active, t.proven = now, true
 	t.mu.Unlock()
+	t.place.Busy()
 }
+
+func (t *transfer) silentSince(now time.Time) time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return now.Sub(t.active)
+}
+
+// Why transfers end whose client is silent: nobody is told, for the address may be made up. What becomes of packets to a
+// machine of the list, the operator wants to know.
+var (
+	errSilentFirst = &protocolError{codeUndefined, "no acknowledgement of the first packet", endTimeout}
+	errUnproven    = &protocolError{codeUndefined, "no acknowledgement of the first packet", endUnproven}
+	errYielded     = &protocolError{codeUndefined, "others need its place, and the client is silent", endUnproven}
+)
+
+// expire ends the transfer if nothing was acknowledged yet.
+func (t *transfer) expire() {
+	t.mu.Lock()
+	proven := t.proven
+	t.mu.Unlock()
+	switch {
+	case proven:
+	case t.place.Listed():
+		t.hangUp(errSilentFirst)
+	default:
+		t.hangUp(errUnproven)
+	}
+}
+
+// yield ends the transfer because its place is needed.
+func (t *transfer) yield() { t.hangUp(errYielded) }
 
 // endedBy is why the transfer was ended from outside; nil if it was not.
 func (t *transfer) endedBy() *protocolError {

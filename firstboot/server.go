@@ -91,7 +91,7 @@ func Listen(o Options) (*Server, error) {
 	s.http = &http.Server{
 		Handler:           s.routes(),
 		Protocols:         protocols,
-		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.tls.get},
+		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: suites, GetCertificate: s.tls.get},
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       bodyTimeout,
 		WriteTimeout:      answerTimeout,

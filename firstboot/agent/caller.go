@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/httpcall"
 	"rackstrap/internal/plain"
 )
 
@@ -69,17 +70,14 @@ func NewClient(ca []byte, dial func(ctx context.Context, network, address string
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext
 	}
-	return &http.Client{
-		Transport: &http.Transport{
-			DialContext:           dial,
-			TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-			TLSHandshakeTimeout:   20 * time.Second,
-			ResponseHeaderTimeout: longPoll + callLimit,
-			MaxIdleConnsPerHost:   1, // a thousand agents with two each are a burden to the appliance
-			IdleConnTimeout:       90 * time.Second,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}, nil
+	return httpcall.Client(&http.Transport{
+		DialContext:           dial,
+		TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:   20 * time.Second,
+		ResponseHeaderTimeout: longPoll + callLimit,
+		MaxIdleConnsPerHost:   1, // a thousand agents with two each are a burden to the appliance
+		IdleConnTimeout:       90 * time.Second,
+	}, 0), nil
 }
 
 // caller speaks the protocol of package api for one machine.

@@ -177,9 +177,13 @@ func (s *Server) fault(err error, c echo.Context) {
 		unknown    *lifecycle.UnknownMachineError
 		transition *lifecycle.TransitionError
 		large      *http.MaxBytesError
+		held       *lifecycle.HeldError
 		asHTTP     *echo.HTTPError
 	)
 	switch {
+	case errors.As(err, &held): // not final: the agent asks again until the hold ends
+		status, text = http.StatusLocked, "this machine is held by the operator"
+		c.Response().Header().Set("Retry-After", "10")
 	case errors.As(err, &unknown):
 		status, text = http.StatusNotFound, "no such machine"
 	case errors.Is(err, cluster.ErrUnknownWork):

@@ -6,7 +6,7 @@
 // A machine proves itself with the token of its attempt, which only its kickstart holds, and later with the credential
 // that the token was exchanged for; it names its attempt, and must call from its reserved address. 400: not understood;
 // 401: not its token; 403: not its address or MAC; 404: no such machine or work; 409: not possible in its state; 410: a
-// newer attempt has superseded it; 413: too large; 429: too many calls; 503: a fault of the appliance, try again.
+// newer attempt has superseded it; 413: too large; 423: held by the operator; 429: too many calls; 503: a fault of the appliance, try again.
 package firstboot
 
 import (

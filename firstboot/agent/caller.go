@@ -90,6 +90,16 @@ type caller struct {
 	pause      time.Duration
 	log        *slog.Logger
 	now        func() time.Time
+	show       func(fingerprint string)
+	shown      *string // what it shows; nil: an earlier run may have left anything
+}
+
+// confirm has the console show what the operator is to compare, or nothing any more.
+func (c *caller) confirm(fingerprint string) {
+	if c.show != nil && (c.shown == nil || *c.shown != fingerprint) {
+		c.show(fingerprint)
+		c.shown = &fingerprint
+	}
 }
 
 func newCaller(o Options) *caller {
@@ -98,7 +108,7 @@ func newCaller(o Options) *caller {
 		pause = time.Second
 	}
 	return &caller{http: o.Client, base: strings.TrimSuffix(o.Config.Server, "/") + "/api/v1/nodes/" + url.PathEscape(o.Config.Name) + "/",
-		attempt: o.Config.Attempt, token: o.Config.Token, pause: pause, log: o.Log, now: o.Now}
+		attempt: o.Config.Attempt, token: o.Config.Token, pause: pause, log: o.Log, now: o.Now, show: o.Show}
 }
 
 // exchange repeats until there is a credential.
@@ -135,6 +145,7 @@ func (c *caller) awaitWork(ctx context.Context, meanwhile func(context.Context, 
 			case err != nil:
 				return err
 			case status == http.StatusAccepted:
+				c.confirm(answer.Confirm)
 				if answer.Reason != reason {
 					reason = answer.Reason
 					c.log.Info("waiting", "reason", reason, "holder", answer.Holder)
@@ -144,6 +155,7 @@ func (c *caller) awaitWork(ctx context.Context, meanwhile func(context.Context, 
 			case answer.ID == "" || answer.Action == "":
 				return errors.New("work: an answer without id or action")
 			}
+			c.confirm("")
 			work = answer.Work
 			return nil
 		})

@@ -77,3 +77,18 @@ func (c *Coordinator) Confirm(ctx context.Context, name, fingerprint, by string)
 	c.wake(name)
 	return rec, nil
 }
+
+// revoke ends all that a machine proves itself with. Only a reinstallation gives it something new.
+func (c *Coordinator) revoke(ctx context.Context, rec lifecycle.Record, say func(string)) (lifecycle.Record, error) {
+	rec, err := c.o.Rack.Advance(ctx, rec.Name, rec.Attempt, "", "", func(rec *lifecycle.Record) error {
+		rec.SecretHash, rec.Node.CredentialHash, rec.Node.Confirmed = "", "", lifecycle.Confirmation{}
+		return nil
+	})
+	if err != nil {
+		return rec, err
+	}
+	c.forget(rec.Name)
+	c.say(rec, lifecycle.Warn, "revoke", "its token and its credential are revoked by the operator")
+	say(fmt.Sprintf("the token and the credential of %s are good no more: after `rackstrap unhold %s`, `rackstrap reinstall %s` gives it new ones", rec.Name, rec.Name, rec.Name))
+	return rec, nil
+}

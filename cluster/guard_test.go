@@ -140,3 +140,25 @@ func TestHeldMachineIsHandedNothing(t *testing.T) {
 	r.until("settled", r.settled)
 	r.sound()
 }
+
+// What is revoked is good no more, also after the hold; a reinstallation brings the machine back.
+func TestRevokedCredential(t *testing.T) {
+	r := newRack(t, 1, 1).all()
+	node := r.agent("knode1")
+	r.until("the token is there", func() bool { return r.record("knode1").Node.TokenID != "" })
+	_, err := r.c.Hold(t.Context(), "knode1", HoldOptions{Revoke: true}, func(string) {})
+	require.NoError(t, err)
+	for range 2 {
+		require.ErrorIs(t, r.authenticate(node), lifecycle.ErrBadSecret)
+		_, err = r.c.Exchange(t.Context(), "knode1", node.token, api.Exchange{Attempt: node.attempt, MAC: node.mac.String()})
+		require.ErrorIs(t, err, lifecycle.ErrBadSecret)
+		require.False(t, r.rack.Knows("knode1", node.credential))
+		require.False(t, r.rack.Knows("knode1", ""))
+		_, _ = r.c.Unhold(t.Context(), "knode1")
+	}
+	_, err = r.c.Reinstall(t.Context(), "knode1", ReinstallOptions{}, func(string) {})
+	require.NoError(t, err)
+	require.NoError(t, r.install(node))
+	r.until("settled", r.settled)
+	r.sound()
+}

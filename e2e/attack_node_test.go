@@ -172,4 +172,7 @@ func TestAttackWithoutConfirmation(t *testing.T) {
 	require.Contains(t, answer, "kubeadm")
 	require.Contains(t, c.rackstrap("confirm", "m0", "--yes"), "confirmed already")
 	require.Contains(t, c.rackstrap("events", "m0"), "has confirmed m0")
+	c.rackstrap("hold", "m0", "--revoke")
+	status, _ = c.call("GET", "work", credential, nil)
+	require.Equal(t, http.StatusUnauthorized, status)
 }

@@ -12,8 +12,9 @@ const (
 )
 
 // ShowFingerprint has the machine's console show what the operator is to compare; "" takes it away again. Login prompts
-// show it by /etc/issue: agetty of EL7 knows no other file (issue.d came after util-linux 2.23). A prompt that stands there
-// already does not change, so that it is also written to the console itself.
+// show it by /etc/issue: EL7's agetty (util-linux 2.23, do_prompt) knows no other file, and reads it for each prompt. EL9's
+// reads it when it starts, and when /run/agetty.reload is touched, as `agetty --reload` does. A prompt of EL7 that stands
+// there already does not change, so that it is also written to the console itself.
 func (h *Host) ShowFingerprint(fingerprint string) {
 	path := h.path("/etc/issue")
 	text, err := os.ReadFile(path)
@@ -36,6 +37,8 @@ func (h *Host) ShowFingerprint(fingerprint string) {
 	if err := os.WriteFile(path, []byte(issue), 0o644); err != nil {
 		h.o.Log.Warn("login prompts cannot show the fingerprint", "err", err)
 	}
+	now := h.o.Now()
+	os.Chtimes(h.path("/run/agetty.reload"), now, now) // none: no such agetty runs
 }
 
 // withoutFingerprint is an issue file as it was.

@@ -196,6 +196,10 @@ func (r *rack) step(a *agent) error {
 			return err
 		}
 	}()
+	var held *lifecycle.HeldError
+	if errors.As(err, &held) { // it asks again
+		return nil
+	}
 	if errors.Is(err, lifecycle.ErrSuperseded) || errors.Is(err, lifecycle.ErrBadSecret) {
 		a.gaveUp = err
 		return nil

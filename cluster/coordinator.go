@@ -60,6 +60,7 @@ type Coordinator struct {
 	keys    map[string]secret        // certificate keys, by node
 	handed  map[string]handed        // what a machine is at
 	view    view                     // what Kubernetes said of all nodes last
+	asked   map[string]string        // by machine: the fingerprint that the operator was asked to confirm
 	boots   map[string]*boot         // by machine: its agent is asked to choose the network for the next boot
 	chores  chores
 }
@@ -82,7 +83,7 @@ func New(o Options) *Coordinator {
 		o: o, started: o.Now(),
 		pollers: map[string]*poller{}, seen: map[string]time.Time{}, skews: map[string]time.Duration{},
 		reasons: map[string]string{}, stalls: map[string]string{}, tokens: map[string]secret{}, keys: map[string]secret{},
-		handed: map[string]handed{}, boots: map[string]*boot{}, chores: newChores(),
+		handed: map[string]handed{}, boots: map[string]*boot{}, asked: map[string]string{}, chores: newChores(),
 	}
 }
 
@@ -120,7 +121,7 @@ func (c *Coordinator) Sweep(ctx context.Context) {
 // expire fails a machine that took too long, and tells what was awaited.
 func (c *Coordinator) expire(ctx context.Context, m lifecycle.Member) {
 	rec, deadline := m.Record, m.Record.Node.Deadline
-	if deadline.IsZero() || c.o.Now().Before(deadline) {
+	if deadline.IsZero() || rec.IsHeld() || c.o.Now().Before(deadline) {
 		return
 	}
 	t := c.o.Rack.Config().Cluster.Timeouts
@@ -328,9 +329,9 @@ func (c *Coordinator) mastersExcept(name string) (list []lifecycle.Member) {
 	return list
 }
 
-// serves tells whether a machine is a master of the cluster whose agent may be asked to do something.
+// serves tells whether a machine is a master of the cluster whose agent may be asked to do something: not one that is held.
 func serves(m lifecycle.Member) bool {
-	return m.Machine.Role == inventory.RoleControlPlane && (m.Record.State == lifecycle.Joined || m.Record.State == lifecycle.Ready)
+	return m.Machine.Role == inventory.RoleControlPlane && !m.Record.IsHeld() && (m.Record.State == lifecycle.Joined || m.Record.State == lifecycle.Ready)
 }
 
 // silentMasters is why no master can do anything for a machine now; "" if one can.

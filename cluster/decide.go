@@ -27,15 +27,16 @@ const (
 
 // situation is all that the next step of one machine depends on.
 type situation struct {
-	cluster  lifecycle.Cluster
-	machine  inventory.Machine
-	record   lifecycle.Record
-	first    string        // the control plane whose turn it is to initialise; "" if there is none
-	unlisted bool          // the holder of the init lock is not in the list any more
-	skew     time.Duration // of the machine's clock
-	token    bool          // one was minted for it that can still be handed out
-	key      bool          // the control plane's certificates were uploaded for it
-	masters  string        // why no master can do anything at the moment; "" if one can
+	cluster     lifecycle.Cluster
+	machine     inventory.Machine
+	record      lifecycle.Record
+	first       string        // the control plane whose turn it is to initialise; "" if there is none
+	unlisted    bool          // the holder of the init lock is not in the list any more
+	skew        time.Duration // of the machine's clock
+	unconfirmed bool          // the operator has to confirm it, and has not
+	token       bool          // one was minted for it that can still be handed out
+	key         bool          // the control plane's certificates were uploaded for it
+	masters     string        // why no master can do anything at the moment; "" if one can
 }
 
 // stepKind is what is to be done with a machine that asks for work.
@@ -61,6 +62,8 @@ type step struct {
 	reason string // of waiting and failing, for people
 	holder string // of the init lock, while that is what is waited for
 	needs  []need
+
+	confirm string // the fingerprint that the operator has to confirm first; "": nothing is to be confirmed
 }
 
 // need is what a master has to do for a node.
@@ -71,7 +74,9 @@ type need struct {
 
 // decide finds the next step of a machine that has asked for work. It is a pure function: what is true in the situation
 // is all there is.
-func decide(s situation) step {
+func decide(s situation) step { return guard(s, decideUnguarded(s)) }
+
+func decideUnguarded(s situation) step {
 	rec, name := s.record, s.machine.Name
 	switch rec.State {
 	case lifecycle.Installed:

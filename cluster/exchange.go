@@ -1,6 +1,7 @@
 package cluster
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -25,6 +26,9 @@ func (c *Coordinator) Exchange(ctx context.Context, name, secret string, ex api.
 	if err != nil {
 		return api.Credential{}, err
 	}
+	if held := m.Record.RefuseHeld(); held != nil { // a credential is a secret: it is made when the hold ends
+		return api.Credential{}, cmp.Or(c.o.Rack.CheckSecret(name, ex.Attempt, secret), held)
+	}
 	mac, err := inventory.ParseMAC(ex.MAC)
 	if err != nil || !m.Machine.Has(mac) {
 		if err := c.o.Rack.CheckSecret(name, ex.Attempt, secret); err != nil {
@@ -39,6 +43,8 @@ func (c *Coordinator) Exchange(ctx context.Context, name, secret string, ex api.
 	rec, credential, err := c.o.Rack.CallHome(ctx, name, ex.Attempt, secret, func(rec *lifecycle.Record) {
 		rec.Node.CPUs, rec.Node.MemoryMiB, rec.Node.Skew = ex.Facts.CPUs, ex.Facts.MemoryMiB, skew
 		rec.Node.Boot = bootOf(ex.Facts.Boot)
+		rec.Node.Call = lifecycle.Call{At: c.o.Now(), OS: fact(ex.Facts.OS), Kernel: fact(ex.Facts.Kernel),
+			Board: fact(ex.Facts.Board), Serial: fact(ex.Facts.Serial), UUID: fact(ex.Facts.UUID)}
 		if ex.Facts.Joined && rec.State == lifecycle.Firstboot {
 			rec.Node.Reset = true
 		}

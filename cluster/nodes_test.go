@@ -339,9 +339,10 @@ func TestCompleteOfAnotherCluster(t *testing.T) {
 	require.True(t, r.c.Status().FirstComplete.After(first))
 }
 
-// A held machine keeps its state, its work and its node; another control plane initialises in the place of one that is held.
+// A held machine keeps its state and its node; another control plane initialises in the place of one that is held.
 func TestHoldChangesNothingElse(t *testing.T) {
 	r := newRack(t, 2, 2).all()
+	r.until("settled", r.settled)
 	for _, name := range []string{"knode1", "kmaster2"} {
 		_, err := r.c.Hold(t.Context(), name, HoldOptions{By: "ann", Reason: "line one\nline two"}, func(string) {})
 		require.NoError(t, err)

@@ -143,6 +143,7 @@ type HoldOptions struct {
 	By          string `json:"by"`           // who
 	Reason      string `json:"reason"`       // why
 	ReleaseLock bool   `json:"release_lock"` // it holds the init lock, and is off
+	Revoke      bool   `json:"revoke"`       // somebody else has its secrets: end them for good
 }
 
 // Hold has a machine boot its disk from now on, and changes nothing else. With ReleaseLock the init lock that it holds is
@@ -168,6 +169,11 @@ func (c *Coordinator) Hold(ctx context.Context, name string, o HoldOptions, say 
 	rec, err := c.o.Rack.Hold(ctx, name, shortLine(o.By), shortLine(o.Reason))
 	if err != nil {
 		return rec, err
+	}
+	if o.Revoke {
+		if rec, err = c.revoke(ctx, rec, say); err != nil {
+			return rec, err
+		}
 	}
 	if release {
 		// Before the lock: what it was handed must be refused by then. Should it come back, what its init left must go

@@ -29,6 +29,9 @@ func (c *Coordinator) Result(ctx context.Context, name string, attempt int, id s
 	if m.Record.Attempt != attempt {
 		return lifecycle.ErrSuperseded
 	}
+	if err := m.Record.RefuseHeld(); err != nil { // the agent keeps it: the hold may end
+		return err
+	}
 	c.setHanded(name, handed{})
 	switch {
 	case id == "":

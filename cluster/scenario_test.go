@@ -162,6 +162,8 @@ func TestInitIsTriedThreeTimes(t *testing.T) {
 	// The former holder comes back, and joins; what its own init left goes first.
 	first = r.agent("kmaster1")
 	first.trace, first.Machine.Joined = nil, true
+	_, err = r.c.Unhold(t.Context(), "kmaster1")
+	require.NoError(t, err)
 	_, err = r.c.Adopt(t.Context(), "kmaster1")
 	require.NoError(t, err)
 	r.until("all are ready", r.ready())
@@ -810,6 +812,10 @@ func TestResultOfAFormerHolder(t *testing.T) {
 	_, err := r.c.Hold(t.Context(), "kmaster1", HoldOptions{ReleaseLock: true}, func(string) {})
 	require.NoError(t, err)
 	r.until("init was handed to the other one", func() bool { return second.work != nil && second.work.Action == api.Init })
+	var held *lifecycle.HeldError
+	require.ErrorAs(t, r.c.Result(t.Context(), "kmaster1", first.attempt, id, result), &held)
+	_, err = r.c.Unhold(t.Context(), "kmaster1")
+	require.NoError(t, err)
 	require.ErrorIs(t, r.c.Result(t.Context(), "kmaster1", first.attempt, id, result), ErrNotHolder)
 	require.Zero(t, r.rack.Cluster().Initialised)
 	require.Equal(t, "kmaster2", r.rack.Cluster().Holder)

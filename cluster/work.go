@@ -162,7 +162,10 @@ func (c *Coordinator) next(ctx context.Context, name string, attempt int) (*api.
 		if !done {
 			continue
 		}
-		waiting, soonest := api.Waiting{Reason: d.reason, Holder: d.holder}, time.Time{}
+		waiting, soonest := api.Waiting{Reason: d.reason, Holder: d.holder, Confirm: d.confirm}, time.Time{}
+		if d.confirm != "" {
+			c.askConfirmation(m.Record, d.confirm)
+		}
 		if d.kind == stepServe {
 			if work, soonest = c.serve(m); work != nil {
 				return work, api.Waiting{}, time.Time{}, nil
@@ -171,7 +174,7 @@ func (c *Coordinator) next(ctx context.Context, name string, attempt int) (*api.
 				waiting.Reason = "nothing to do"
 			}
 		}
-		if d.kind == stepWait && len(d.needs) == 0 {
+		if d.kind == stepWait && len(d.needs) == 0 && !m.Record.IsHeld() {
 			waiting.Meanwhile = c.meanwhile(m)
 		}
 		if m.Record.State != lifecycle.Joined { // there the last look of a master is the better reason
@@ -185,7 +188,7 @@ func (c *Coordinator) next(ctx context.Context, name string, attempt int) (*api.
 // situation gathers what decide depends on.
 func (c *Coordinator) situation(m lifecycle.Member) situation {
 	name := m.Machine.Name
-	s := situation{cluster: c.o.Rack.Cluster(), machine: m.Machine, record: m.Record, skew: m.Record.Node.Skew}
+	s := situation{cluster: c.o.Rack.Cluster(), machine: m.Machine, record: m.Record, skew: m.Record.Node.Skew, unconfirmed: m.NeedsConfirmation()}
 	if s.cluster.Initialised.IsZero() {
 		s.first = c.firstControlPlane()
 		if s.cluster.Holder != "" {
@@ -301,7 +304,7 @@ func joined(id string) bool {
 
 func (c *Coordinator) handReset(ctx context.Context, m lifecycle.Member) (*api.Work, error) {
 	rec, err := c.o.Rack.Advance(ctx, m.Machine.Name, m.Record.Attempt, "", "", func(rec *lifecycle.Record) error {
-		if !rec.Node.Reset || rec.State != m.Record.State {
+		if !rec.Node.Reset || rec.IsHeld() || rec.State != m.Record.State {
 			return errAgain
 		}
 		hand(rec, api.Reset, rec.Node.Deadline)
@@ -338,7 +341,7 @@ func (c *Coordinator) handInit(ctx context.Context, m lifecycle.Member) (*api.Wo
 	}
 	timeout := cfg.Cluster.Timeouts.Init
 	rec, err := rack.Advance(ctx, name, attempt, lifecycle.TakeInitLock, whyHanded(m, api.Init), func(rec *lifecycle.Record) error {
-		if rec.Node.Reset {
+		if rec.Node.Reset || rec.IsHeld() {
 			return errAgain
 		}
 		hand(rec, api.Init, c.o.Now().Add(timeout+lateness))
@@ -376,7 +379,7 @@ func (c *Coordinator) handJoin(ctx context.Context, m lifecycle.Member, s situat
 		return nil, errAgain // it was taken back in between
 	}
 	rec, err := rack.Advance(ctx, name, attempt, lifecycle.BeginJoin, whyHanded(m, action), func(rec *lifecycle.Record) error {
-		if rec.Node.Reset || !strings.HasPrefix(token, rec.Node.TokenID+".") {
+		if rec.Node.Reset || rec.IsHeld() || !strings.HasPrefix(token, rec.Node.TokenID+".") {
 			return errAgain
 		}
 		hand(rec, action, c.o.Now().Add(timeout+lateness))

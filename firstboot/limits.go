@@ -8,20 +8,27 @@ import (
 	"golang.org/x/time/rate"
 )
 
-// maxPeers is how many addresses are told apart at once; beyond, those that are quiet are forgotten.
+// maxPeers is how many sources are told apart at once; beyond, those that are quiet are forgotten.
 const maxPeers = 8192
 
-// maxAtOnce is how many calls of one address may be under way: an agent has one or two.
+// maxAtOnce is how many calls of one source may be under way: an agent has one or two.
 const maxAtOnce = 16
 
-// limits keeps one address from taking the node plane from the others.
+// source is who is counted: a machine that presents a secret of its own, or else an address. What a stranger does from a
+// machine's address, behind the same relay or spoofed, is not counted against the machine.
+type source struct {
+	machine string
+	address netip.Addr
+}
+
+// limits keeps one source of calls from taking the node plane from the others.
 type limits struct {
 	now     func() time.Time
 	calls   float64
 	refusal float64
 
 	mu    sync.Mutex
-	peers map[netip.Addr]*peer
+	peers map[source]*peer
 }
 
 type peer struct {
@@ -31,12 +38,12 @@ type peer struct {
 
 func newLimits(o Options) *limits {
 	// Not the injected clock: what is measured is the load of this moment.
-	return &limits{now: time.Now, calls: o.CallsEach, refusal: o.RefusedEach, peers: map[netip.Addr]*peer{}}
+	return &limits{now: time.Now, calls: o.CallsEach, refusal: o.RefusedEach, peers: map[source]*peer{}}
 }
 
-// admit takes a call of an address under way, unless there are too many. An address whose calls were refused again and
-// again, as one that guesses would be, is not heard for a while.
-func (l *limits) admit(from netip.Addr) (release func(), ok bool) {
+// admit takes a call under way, unless there are too many. A source whose calls were refused again and again, as one that
+// guesses would be, is not heard for a while.
+func (l *limits) admit(from source) (release func(), ok bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p := l.peer(from)
@@ -53,22 +60,22 @@ func (l *limits) admit(from netip.Addr) (release func(), ok bool) {
 }
 
 // refused counts a call that was refused for what it is.
-func (l *limits) refused(from netip.Addr) {
+func (l *limits) refused(from source) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.peer(from).refusals.AllowN(l.now(), 1)
 }
 
-// peer finds or makes what is known of an address. The caller holds mu.
-func (l *limits) peer(from netip.Addr) *peer {
+// peer finds or makes what is known of a source. The caller holds mu.
+func (l *limits) peer(from source) *peer {
 	if p := l.peers[from]; p != nil {
 		return p
 	}
 	if len(l.peers) >= maxPeers {
 		now := l.now()
-		for addr, p := range l.peers {
+		for other, p := range l.peers {
 			if p.under == 0 && p.refusals.TokensAt(now) >= float64(p.refusals.Burst()) {
-				delete(l.peers, addr)
+				delete(l.peers, other)
 			}
 		}
 	}

@@ -48,7 +48,7 @@ func document() object {
 			}
 			answers[fmt.Sprint(status)] = answer
 		}
-		for _, status := range []int{400, 401, 403, 404, 409, 410, 413, 429, 503} {
+		for _, status := range []int{400, 401, 403, 404, 409, 410, 413, 423, 429, 503} {
 			answers[fmt.Sprint(status)] = object{"description": describeStatus[status],
 				"content": object{"application/json": object{"schema": reference("Error")}}}
 		}
@@ -79,7 +79,7 @@ func document() object {
 var describeStatus = map[int]string{
 	200: "done", 202: "nothing to do yet: ask again after Retry-After", 204: "done, and on disk",
 	400: "not understood", 401: "not its token", 403: "not the machine's address or MAC", 404: "no such machine or work",
-	409: "not possible in the machine's state", 410: "a newer attempt has superseded this one", 413: "too large",
+	409: "not possible in the machine's state", 410: "a newer attempt has superseded this one", 413: "too large", 423: "held by the operator",
 	429: "too many calls", 503: "a fault of the appliance: try again after Retry-After",
 }
 

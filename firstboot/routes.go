@@ -80,14 +80,19 @@ var (
 // with its credential. With the install token the handler checks, for what it may do depends on it.
 func (s *Server) guarded(op operation) echo.HandlerFunc {
 	return func(c echo.Context) error {
-		from := remote(c)
-		release, ok := s.limits.admit(from)
-		if !ok {
+		from, name := remote(c), c.Param("name")
+		secret, _ := strings.CutPrefix(c.Request().Header.Get("Authorization"), "Bearer ")
+		machine, ok := s.o.Rack.Config().ByName(name)
+		who := source{address: from}
+		if ok && from == machine.IP && s.o.Rack.Knows(name, secret) {
+			who = source{machine: name}
+		}
+		release, admitted := s.limits.admit(who)
+		if !admitted {
 			return errTooMany
 		}
 		defer release()
-		name := c.Param("name")
-		machine, ok := s.o.Rack.Config().ByName(name)
+		c.Set(sourceKey, who)
 		if !ok {
 			return &lifecycle.UnknownMachineError{Name: name}
 		}
@@ -95,20 +100,19 @@ func (s *Server) guarded(op operation) echo.HandlerFunc {
 			s.alarm(name, fmt.Sprintf("%s of %s came from %v", op.id, name, from))
 			return errForeignAddress
 		}
-		who := caller{machine: *machine}
-		who.secret, _ = strings.CutPrefix(c.Request().Header.Get("Authorization"), "Bearer ")
+		call := caller{machine: *machine, secret: secret}
 		if text := c.Request().Header.Get(api.HeaderAttempt); text != "" {
 			attempt, err := strconv.Atoi(text)
 			if err != nil || attempt < 1 {
 				return echo.NewHTTPError(http.StatusBadRequest, api.HeaderAttempt+" is a number from 1")
 			}
-			who.attempt = attempt
+			call.attempt = attempt
 		}
 		if !op.token {
-			if who.attempt == 0 {
+			if call.attempt == 0 {
 				return echo.NewHTTPError(http.StatusBadRequest, api.HeaderAttempt+" is missing")
 			}
-			if err := s.o.Rack.CheckCredential(c.Request().Context(), name, who.attempt, who.secret); err != nil {
+			if err := s.o.Rack.CheckCredential(c.Request().Context(), name, call.attempt, secret); err != nil {
 				return err
 			}
 			s.o.Cluster.Heard(name)
@@ -121,7 +125,17 @@ func (s *Server) guarded(op operation) echo.HandlerFunc {
 			return errTooLarge
 		}
 		c.Request().Body = http.MaxBytesReader(c.Response(), c.Request().Body, limit)
-		return op.handle(s, c, who)
+		return op.handle(s, c, call)
+	}
+}
+
+// sourceKey is where a call's context has its source.
+const sourceKey = "source"
+
+// refused counts a refusal against who has caused it.
+func (s *Server) refused(c echo.Context) {
+	if who, ok := c.Get(sourceKey).(source); ok {
+		s.limits.refused(who)
 	}
 }
 
@@ -163,9 +177,13 @@ func (s *Server) fault(err error, c echo.Context) {
 		unknown    *lifecycle.UnknownMachineError
 		transition *lifecycle.TransitionError
 		large      *http.MaxBytesError
+		held       *lifecycle.HeldError
 		asHTTP     *echo.HTTPError
 	)
 	switch {
+	case errors.As(err, &held): // not final: the agent asks again until the hold ends
+		status, text = http.StatusLocked, "this machine is held by the operator"
+		c.Response().Header().Set("Retry-After", "10")
 	case errors.As(err, &unknown):
 		status, text = http.StatusNotFound, "no such machine"
 	case errors.Is(err, cluster.ErrUnknownWork):
@@ -194,10 +212,10 @@ func (s *Server) fault(err error, c echo.Context) {
 	}
 	switch status {
 	case http.StatusUnauthorized, http.StatusForbidden, http.StatusGone:
-		s.limits.refused(remote(c))
+		s.refused(c)
 	case http.StatusNotFound:
 		if unknown != nil {
-			s.limits.refused(remote(c))
+			s.refused(c)
 		}
 	}
 	if status == http.StatusUnauthorized || status == http.StatusGone {

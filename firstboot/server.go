@@ -6,7 +6,7 @@
 // A machine proves itself with the token of its attempt, which only its kickstart holds, and later with the credential
 // that the token was exchanged for; it names its attempt, and must call from its reserved address. 400: not understood;
 // 401: not its token; 403: not its address or MAC; 404: no such machine or work; 409: not possible in its state; 410: a
-// newer attempt has superseded it; 413: too large; 429: too many calls; 503: a fault of the appliance, try again.
+// newer attempt has superseded it; 413: too large; 423: held by the operator; 429: too many calls; 503: a fault of the appliance, try again.
 package firstboot
 
 import (
@@ -100,7 +100,7 @@ func Listen(o Options) (*Server, error) {
 	s.http = &http.Server{
 		Handler:           s.routes(),
 		Protocols:         protocols,
-		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.tls.get},
+		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: suites, GetCertificate: s.tls.get},
 		ConnState:         places.ConnState,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       bodyTimeout,

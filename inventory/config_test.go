@@ -104,7 +104,7 @@ func TestDefaults(t *testing.T) {
 	require.NoError(t, err)
 	require.Equal(t, Server{Interface: "eth1", HTTPPort: 8080, HTTPSPort: 8443, SyslogPort: 5514, TFTPPort: 69, DHCPPort: 67, DataDir: "/var/lib/rackstrap", CacheSize: 20 << 30}, c.Server)
 	require.Equal(t, DHCP{Mode: DHCPServer, LeaseTime: 12 * time.Hour, Unknown: UnknownDiscover, ProbeInterval: 5 * time.Minute}, c.Network.DHCP)
-	require.Equal(t, Install{Profile: "centos-7.9", Timezone: "UTC", Attempts: 3, LocalBoot: LocalAuto,
+	require.Equal(t, Install{Profile: "centos-7.9", Timezone: "UTC", Attempts: 3, LocalBoot: LocalAuto, Confirm: ConfirmOff,
 		Kernel: KernelStock, SELinux: "permissive", Docker: true, Timeout: time.Hour, Stall: 15 * time.Minute}, c.Install)
 	require.Equal(t, Default().Cluster, c.Cluster)
 	require.True(t, c.Network.Pool.IsZero())
@@ -127,6 +127,7 @@ func TestMachineOverridesAnyInstallKey(t *testing.T) {
     attempts: 9
     secure_boot: true
     secure_boot_dir: /srv/other
+    confirm: all
 `
 	c, err := parse(good + own)
 	require.NoError(t, err)
@@ -134,7 +135,7 @@ func TestMachineOverridesAnyInstallKey(t *testing.T) {
 	require.Equal(t, Install{
 		Profile: "p", Medium: "centos-7.9", Disk: "nvme0n1", Timezone: "Europe/Berlin", RootPasswordHash: "$6$other$abcdefgh",
 		SSHAuthorizedKeys: []string{}, KernelArgs: []string{"nomodeset"}, Attempts: 9, SecureBoot: true,
-		SecureBootDir: "/srv/other", LocalBoot: LocalExit,
+		SecureBootDir: "/srv/other", LocalBoot: LocalExit, Confirm: ConfirmAll,
 		Kernel: KernelStock, SELinux: "permissive", Docker: true, Timeout: time.Hour, Stall: 15 * time.Minute,
 		Repos: map[string]Repo{"base": {URL: "http://own.lab/", Via: ViaDirect}, "docker-ce": c.Install.Repos["docker-ce"], "local": c.Install.Repos["local"],
 			"k8s.io": {URL: "http://own.lab/k8s", Via: ViaDirect}},

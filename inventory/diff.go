@@ -217,6 +217,7 @@ func (f *flat) install(at string, in Install) {
 	f.put(at+".secure_boot", in.SecureBoot)
 	f.put(at+".secure_boot_dir", in.SecureBootDir)
 	f.put(at+".local_boot", in.LocalBoot)
+	f.put(at+".confirm", in.Confirm)
 	f.put(at+".kernel", in.Kernel)
 	f.put(at+".selinux", in.SELinux)
 	f.put(at+".docker", in.Docker)

@@ -221,6 +221,8 @@ func TestFaults(t *testing.T) {
 		{"[console=ttyS0]", `["${net0/mac}"]`, `@: install.kernel_args[0]: "${net0/mac}" must be one argument, without blanks, quotes and what a boot loader's script would interpret`},
 		{"  attempts: 3", "  attempts: 0", "@: install.attempts: 0 is out of range: 1 to 100"},
 		{"  local_boot: auto", "  local_boot: disk", `@: install.local_boot: "disk" is not one of auto, exit, sanboot, grub, skip`},
+		{"  local_boot: auto", "  confirm: yes", `@: install.confirm: "yes" is not one of off, control-plane, all`},
+		{"    local_boot: exit", "    confirm: workers", `@: machines[2] "knode2": confirm "workers" is not one of off, control-plane, all`},
 		{"    local_boot: exit", "    local_boot: disk", `@: machines[2] "knode2": local_boot "disk" is not one of auto, exit, sanboot, grub, skip`},
 		{"    local_boot: exit", "    medium: rocky", `@: machines[2] "knode2": medium "rocky" is not in media`},
 		{"    local_boot: exit", "    repos: {base: nowhere}", `@: machines[2] "knode2": repos.base is not a URL: http://host/path or https://host/path`},

@@ -30,6 +30,7 @@ func prepared(t testing.TB) string {
   post_scripts: ["#!/bin/sh\necho topsecret\n"]
   timeout: 90m
   stall: 10m
+  confirm: control-plane
 `)
 	return edit(t, text, "      via: appliance\n", "      via: appliance\n      gpgkey: file:///etc/KEY http://mirror.lab/KEY\n")
 }

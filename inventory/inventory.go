@@ -117,6 +117,21 @@ const (
 	LocalSkip    LocalBoot = "skip"    // offer no loader at all: firmware gives up on the network by itself
 )
 
+// Confirm is which machines the operator has to confirm before they are handed secrets of the cluster.
+type Confirm string
+
+// The values of confirm.
+const (
+	ConfirmOff          Confirm = "off"
+	ConfirmControlPlane Confirm = "control-plane"
+	ConfirmAll          Confirm = "all"
+)
+
+// NeedsConfirmation tells whether the operator has to confirm the machine before it joins the cluster.
+func (m *Machine) NeedsConfirmation() bool {
+	return m.Install.Confirm == ConfirmAll || m.Install.Confirm == ConfirmControlPlane && m.Role == RoleControlPlane
+}
+
 // Install holds everything that a machine may override: how it boots and what is installed.
 type Install struct {
 	Profile           string
@@ -131,6 +146,7 @@ type Install struct {
 	SecureBoot        bool      // offer the distribution's signed shim instead of iPXE
 	SecureBootDir     string    // directory with shim and GRUB; "" for the medium's EFI/BOOT
 	LocalBoot         LocalBoot // how an installed machine is sent to its disk
+	Confirm           Confirm   // whether the operator has to confirm the machine before it joins the cluster
 
 	Kernel          string              // of Kernel…
 	SELinux         string              // enforcing, permissive or disabled

@@ -74,6 +74,7 @@ type rawInstall struct {
 	SecureBoot        bool               `mapstructure:"secure_boot"`
 	SecureBootDir     string             `mapstructure:"secure_boot_dir"`
 	LocalBoot         string             `mapstructure:"local_boot"`
+	Confirm           string             `mapstructure:"confirm"`
 
 	Kernel          string              `mapstructure:"kernel"`
 	SELinux         string              `mapstructure:"selinux"`
@@ -149,6 +150,7 @@ func defaults() map[string]any {
 		"install.timezone":               "UTC",
 		"install.attempts":               3,
 		"install.local_boot":             string(LocalAuto),
+		"install.confirm":                string(ConfirmOff),
 		"install.kernel":                 KernelStock,
 		"install.selinux":                "permissive",
 		"install.docker":                 true,

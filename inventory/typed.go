@@ -146,7 +146,7 @@ func (t *typer) install(path string, raw rawInstall, own func(key string) bool) 
 		Profile: raw.Profile, Medium: raw.Medium, Disk: raw.Disk, Timezone: raw.Timezone,
 		RootPasswordHash: raw.RootPasswordHash, SSHAuthorizedKeys: raw.SSHAuthorizedKeys,
 		KernelArgs: raw.KernelArgs, Attempts: raw.Attempts,
-		SecureBoot: raw.SecureBoot, SecureBootDir: raw.SecureBootDir, LocalBoot: LocalBoot(raw.LocalBoot),
+		SecureBoot: raw.SecureBoot, SecureBootDir: raw.SecureBootDir, LocalBoot: LocalBoot(raw.LocalBoot), Confirm: Confirm(raw.Confirm),
 		Kernel: raw.Kernel, SELinux: raw.SELinux, Docker: raw.Docker, Kdump: raw.Kdump, SandboxImage: raw.SandboxImage,
 		RegistryMirrors: raw.RegistryMirrors, Proxy: raw.Proxy, BootArgs: raw.BootArgs, ExtraPackages: raw.ExtraPackages,
 	}
@@ -167,6 +167,9 @@ func (t *typer) install(path string, raw rawInstall, own func(key string) bool) 
 	}
 	if own("local_boot") {
 		oneOf(t, path+".local_boot", in.LocalBoot, LocalAuto, LocalExit, LocalSanboot, LocalGRUB, LocalSkip)
+	}
+	if own("confirm") {
+		oneOf(t, path+".confirm", in.Confirm, ConfirmOff, ConfirmControlPlane, ConfirmAll)
 	}
 	if own("kernel") {
 		oneOf(t, path+".kernel", raw.Kernel, KernelStock, KernelLT, KernelML)

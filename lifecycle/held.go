@@ -26,7 +26,8 @@ func (rec Record) heldText() string {
 	return text + fmt.Sprintf(": `rackstrap unhold %s` ends it", rec.Name)
 }
 
-// RefuseHeld is a *HeldError for a machine that is held: only the end of the hold lets it be installed again.
+// RefuseHeld is a *HeldError for a machine that is held: only the end of the hold lets it be installed again, be handed
+// anything, or report results.
 func (rec Record) RefuseHeld() error {
 	if rec.IsHeld() {
 		return &HeldError{rec.heldText()}
@@ -34,7 +35,8 @@ func (rec Record) RefuseHeld() error {
 	return nil
 }
 
-// Hold has a machine boot its disk until Unhold. Its state, and what its agent does, stay as they are. One that is held
+// Hold has a machine boot its disk until Unhold. Its state stays as it is; what it proves itself with stays good, and opens
+// nothing meanwhile: see RefuseHeld. One that is held
 // already stays so since the same time, with the reason that was given last.
 func (r *Rack) Hold(ctx context.Context, name, by, reason string) (Record, error) {
 	return r.update(ctx, name, "operator: hold", func(rec *Record) error {
@@ -54,6 +56,9 @@ func (r *Rack) Unhold(ctx context.Context, name string) (Record, error) {
 	return r.update(ctx, name, "operator: unhold", func(rec *Record) error {
 		if !rec.IsHeld() {
 			return &HeldError{fmt.Sprintf("%s is not held by the operator: %s", name, r.Decide(rec.MAC).Reason)}
+		}
+		if !rec.Node.Deadline.IsZero() { // it was handed nothing, and not heard, meanwhile
+			rec.Node.Deadline = rec.Node.Deadline.Add(r.now().Sub(rec.Held.Since))
 		}
 		rec.Held = Held{}
 		return nil

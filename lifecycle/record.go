@@ -59,6 +59,9 @@ type Node struct {
 	Member         int       `json:"member,omitempty"`          // attempt that may be a node of the cluster; 0: none
 	TokenID        string    `json:"token_id,omitempty"`        // public half of a bootstrap token that may exist for it
 	Adopted        bool      `json:"adopted,omitempty"`         // a master has to look whether the cluster has it as Ready
+
+	Call      Call         `json:"call,omitzero"`      // what it said of itself when it called home
+	Confirmed Confirmation `json:"confirmed,omitzero"` // by the operator, of the credential that it uses
 }
 
 // Boot is what a machine's firmware boots first, as its agent has told.

@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"syscall"
 
+	"rackstrap/internal/httpcall"
 	"rackstrap/internal/plain"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
@@ -44,12 +45,12 @@ type Client struct {
 // NewClient makes a client; nothing is dialled yet.
 func NewClient(dataDir string) *Client {
 	socket := filepath.Join(dataDir, SocketName)
-	return &Client{socket: socket, http: &http.Client{Transport: &http.Transport{
+	return &Client{socket: socket, http: httpcall.Client(&http.Transport{
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			var d net.Dialer
 			return d.DialContext(ctx, "unix", socket)
 		},
-	}}}
+	}, 0)}
 }
 
 // Status is the rack on one screen.

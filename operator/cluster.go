@@ -23,6 +23,7 @@ type Cluster interface {
 	Hold(ctx context.Context, name string, o cluster.HoldOptions, say func(string)) (lifecycle.Record, error)
 	Unhold(ctx context.Context, name string) (lifecycle.Record, error)
 	Adopt(ctx context.Context, name string) (lifecycle.Record, error)
+	Confirm(ctx context.Context, name, fingerprint, by string) (lifecycle.Record, error)
 	// Current tells whether what an agent reported is still so.
 	Current(name string, p lifecycle.Progress) bool
 	Kubeconfig(ctx context.Context) (string, error)

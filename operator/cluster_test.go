@@ -47,6 +47,10 @@ func (f *told) Adopt(ctx context.Context, name string) (lifecycle.Record, error)
 	return f.Unhold(ctx, name)
 }
 
+func (f *told) Confirm(ctx context.Context, name, _, _ string) (lifecycle.Record, error) {
+	return f.Unhold(ctx, name)
+}
+
 func (f *told) Current(_ string, p lifecycle.Progress) bool { return p.Phase != "over" }
 
 func (f *told) Kubeconfig(context.Context) (string, error) { return "apiVersion: v1\n", f.err }

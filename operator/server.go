@@ -99,6 +99,9 @@ func (s *Server) routes() {
 	api.POST("/machines/:name/adopt", s.change(s.o.Cluster.Adopt))
 	api.POST("/machines/:name/unhold", s.change(s.o.Cluster.Unhold))
 	api.POST("/machines/:name/release", s.release)
+	api.GET("/confirmations", s.claims)
+	api.GET("/machines/:name/confirmation", s.claim)
+	api.POST("/machines/:name/confirm", s.confirm)
 }
 
 func (s *Server) status(c echo.Context) error {
@@ -283,11 +286,13 @@ func (s *Server) fault(err error, c echo.Context) {
 		card       *lifecycle.FurtherCardError
 		refused    *cluster.RefusedError
 		held       *lifecycle.HeldError
+		unclaimed  *lifecycle.ConfirmError
 		asHTTP     *echo.HTTPError
 	)
 	switch {
 	case errors.As(err, &transition), errors.As(err, &bind), errors.As(err, &card), errors.Is(err, lifecycle.ErrConflict),
-		errors.Is(err, lifecycle.ErrNoHardware), errors.As(err, &refused), errors.As(err, &held):
+		errors.Is(err, lifecycle.ErrNoHardware), errors.As(err, &refused), errors.As(err, &held),
+		errors.As(err, &unclaimed):
 		status = http.StatusConflict
 	case errors.As(err, &unknown):
 		status = http.StatusNotFound

@@ -44,7 +44,7 @@ func (a *app) agentCommand() *cobra.Command {
 			}
 			log := newLogger(level, false).With("machine", config.Name, "mac", config.MAC)
 			host := agent.NewHost(agent.HostOptions{Config: config, Root: root, Version: version, Log: log, Now: time.Now})
-			err = agent.Run(cmd.Context(), agent.Options{Config: config, Machine: host, Log: log, Now: time.Now, Client: client})
+			err = agent.Run(cmd.Context(), agent.Options{Config: config, Machine: host, Log: log, Now: time.Now, Client: client, Show: host.ShowFingerprint})
 			var gone *agent.GiveUpError
 			if errors.As(err, &gone) {
 				log.Error("giving up: this agent does not start again until the machine is reinstalled", "status", gone.Status, "err", gone)

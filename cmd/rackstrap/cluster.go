@@ -66,8 +66,9 @@ func (a *app) holdCommand() *cobra.Command {
 			return client.Hold(ctx, name, o, saying(cmd))
 		})
 	cmd.Long = "Have a machine boot its disk from now on, whatever its state: it is neither installed nor reinstalled until\n" +
-		"`rackstrap unhold NAME`. Nothing else changes: it keeps its state, and its agent goes on with what it is at."
+		"`rackstrap unhold NAME`. It keeps its state, but is handed neither work nor secrets, and what it reports as done waits."
 	cmd.Flags().StringVar(&o.Reason, "reason", "", "`TEXT` that is shown with it")
+	cmd.Flags().BoolVar(&o.Revoke, "revoke", false, "somebody else may have its token or credential: end them, until it is reinstalled")
 	cmd.Flags().BoolVar(&o.ReleaseLock, "release-lock", false, "it holds the init lock, and is off: another control plane may initialise the cluster")
 	return cmd
 }

@@ -69,6 +69,7 @@ func rootCommand() *cobra.Command {
 		app.eventsCommand(),
 		app.approveCommand(),
 		app.reinstallCommand(),
+		app.confirmCommand(),
 		app.holdCommand(),
 		app.unholdCommand(),
 		app.adoptCommand(),

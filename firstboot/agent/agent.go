@@ -42,6 +42,8 @@ type Options struct {
 	Now     func() time.Time
 	Client  *http.Client  // trusts the appliance's CA alone: NewClient
 	Pause   time.Duration // first pause after a failed call; 0: one second
+	// Show has the console show the fingerprint that the operator has to confirm, "" none; nil: nowhere.
+	Show func(fingerprint string)
 }
 
 // defaultSeconds is the time of a work that comes without.

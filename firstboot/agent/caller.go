@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/httpcall"
 	"rackstrap/internal/plain"
 )
 
@@ -69,17 +70,14 @@ func NewClient(ca []byte, dial func(ctx context.Context, network, address string
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 15 * time.Second}).DialContext
 	}
-	return &http.Client{
-		Transport: &http.Transport{
-			DialContext:           dial,
-			TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
-			TLSHandshakeTimeout:   20 * time.Second,
-			ResponseHeaderTimeout: longPoll + callLimit,
-			MaxIdleConnsPerHost:   1, // a thousand agents with two each are a burden to the appliance
-			IdleConnTimeout:       90 * time.Second,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}, nil
+	return httpcall.Client(&http.Transport{
+		DialContext:           dial,
+		TLSClientConfig:       &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
+		TLSHandshakeTimeout:   20 * time.Second,
+		ResponseHeaderTimeout: longPoll + callLimit,
+		MaxIdleConnsPerHost:   1, // a thousand agents with two each are a burden to the appliance
+		IdleConnTimeout:       90 * time.Second,
+	}, 0), nil
 }
 
 // caller speaks the protocol of package api for one machine.
@@ -92,6 +90,16 @@ type caller struct {
 	pause      time.Duration
 	log        *slog.Logger
 	now        func() time.Time
+	show       func(fingerprint string)
+	shown      *string // what it shows; nil: an earlier run may have left anything
+}
+
+// confirm has the console show what the operator is to compare, or nothing any more.
+func (c *caller) confirm(fingerprint string) {
+	if c.show != nil && (c.shown == nil || *c.shown != fingerprint) {
+		c.show(fingerprint)
+		c.shown = &fingerprint
+	}
 }
 
 func newCaller(o Options) *caller {
@@ -100,7 +108,7 @@ func newCaller(o Options) *caller {
 		pause = time.Second
 	}
 	return &caller{http: o.Client, base: strings.TrimSuffix(o.Config.Server, "/") + "/api/v1/nodes/" + url.PathEscape(o.Config.Name) + "/",
-		attempt: o.Config.Attempt, token: o.Config.Token, pause: pause, log: o.Log, now: o.Now}
+		attempt: o.Config.Attempt, token: o.Config.Token, pause: pause, log: o.Log, now: o.Now, show: o.Show}
 }
 
 // exchange repeats until there is a credential.
@@ -137,6 +145,7 @@ func (c *caller) awaitWork(ctx context.Context, meanwhile func(context.Context, 
 			case err != nil:
 				return err
 			case status == http.StatusAccepted:
+				c.confirm(answer.Confirm)
 				if answer.Reason != reason {
 					reason = answer.Reason
 					c.log.Info("waiting", "reason", reason, "holder", answer.Holder)
@@ -146,6 +155,7 @@ func (c *caller) awaitWork(ctx context.Context, meanwhile func(context.Context, 
 			case answer.ID == "" || answer.Action == "":
 				return errors.New("work: an answer without id or action")
 			}
+			c.confirm("")
 			work = answer.Work
 			return nil
 		})

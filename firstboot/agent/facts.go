@@ -39,6 +39,12 @@ func (h *Host) Facts(ctx context.Context) api.Facts {
 	}
 	release, _ := os.ReadFile(h.path("/etc/os-release"))
 	f.OS = prettyName(string(release))
+	dmi := func(name string) string {
+		text, _ := os.ReadFile(h.path("/sys/class/dmi/id/" + name))
+		return plain.Line(string(text), 100)
+	}
+	f.Board = strings.TrimSpace(dmi("sys_vendor") + " " + dmi("product_name"))
+	f.Serial, f.UUID = dmi("product_serial"), dmi("product_uuid")
 	s := newSession(nil)
 	if out, err := h.run(ctx, s, "containerd", "--version"); err == nil {
 		f.Containerd = containerdVersion(out)

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/httpcall"
 	"rackstrap/internal/plain"
 )
 
@@ -160,10 +161,7 @@ func (j *job) fetchRest(ctx context.Context, image api.Image, file *os.File, the
 }
 
 // archives fetches from the boot plane, in the rack: no proxy, no redirects.
-var archives = &http.Client{
-	Transport:     &http.Transport{ResponseHeaderTimeout: time.Minute, IdleConnTimeout: 30 * time.Second},
-	CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-}
+var archives = httpcall.Client(&http.Transport{ResponseHeaderTimeout: time.Minute, IdleConnTimeout: 30 * time.Second}, 0)
 
 // imagesThere is what containerd has, by name.
 func (j *job) imagesThere(ctx context.Context) ([]string, error) {

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"rackstrap/firstboot/api"
+	"rackstrap/internal/httpcall"
 	"rackstrap/internal/plain"
 )
 
@@ -120,7 +121,7 @@ func nodePort(text string) (int, error) {
 
 // fetchPage asks until the page comes; the rules of kube-proxy reach the nodes one after the other.
 func (j *job) fetchPage(ctx context.Context, address string) error {
-	client := &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := httpcall.Client(&http.Transport{DisableKeepAlives: true}, 5*time.Second)
 	var err error
 	for try := 1; try <= 15; try++ {
 		begun := time.Now()

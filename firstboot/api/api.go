@@ -68,6 +68,9 @@ type Facts struct {
 	Clock      time.Time `json:"clock"`  // of the machine, when it asked
 	Joined     bool      `json:"joined"` // a kubelet configuration of an earlier join lies on the disk
 	Boot       Boot      `json:"boot,omitzero"`
+	Board      string    `json:"board,omitempty"`  // vendor and product, of SMBIOS
+	Serial     string    `json:"serial,omitempty"` // of SMBIOS
+	UUID       string    `json:"uuid,omitempty"`   // of SMBIOS
 }
 
 // Boot is what the machine's firmware boots first.
@@ -180,6 +183,10 @@ type Image struct {
 type Waiting struct {
 	Reason string `json:"reason"`           // what is awaited
 	Holder string `json:"holder,omitempty"` // of the init lock
+
+	// The fingerprint of this machine's credential, which the operator compares with that on its console before it is
+	// handed anything; "": no confirmation is awaited.
+	Confirm string `json:"confirm,omitempty"`
 
 	// What its join will need, while nothing else is asked of the machine: best effort, the join looks again.
 	Meanwhile []Image `json:"meanwhile,omitempty"`

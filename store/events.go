@@ -84,6 +84,9 @@ func appendEvents(tx *bolt.Tx, lines []line) error {
 			return err
 		}
 		held := log.Sequence() + 1
+		if held > lifecycle.EventsPerMachine+1 { // damage on the disk: it would take all of them, and then loop for ever
+			held = uint64(log.Stats().KeyN)
+		}
 		for ; held > lifecycle.EventsPerMachine; held-- {
 			oldest, _ := log.Cursor().First()
 			if err := log.Delete(oldest); err != nil {

@@ -72,7 +72,7 @@ func (p *plane) install(t *testing.T) (secret string, attempt int) {
 	p.now = p.now.Add(time.Second)
 	p.rack.See(lifecycle.Sighting{MAC: mac, LastBoot: p.now})
 	p.now = p.now.Add(time.Second)
-	rec, secret, err := p.rack.BeginInstall(t.Context(), mac)
+	rec, secret, err := p.rack.BeginInstall(t.Context(), mac, p.rack.Ticket(mac))
 	require.NoError(t, err)
 	return secret, rec.Attempt
 }

@@ -122,7 +122,7 @@ func (a *appliance) node(name string, kube *fakenode.Kube) *node {
 // install boots it into its installer and out of it.
 func (n *node) install() *node {
 	n.a.t.Helper()
-	rec, token, err := n.a.rack.BeginInstall(context.Background(), n.listed.MAC)
+	rec, token, err := n.a.rack.BeginInstall(context.Background(), n.listed.MAC, n.a.rack.Ticket(n.listed.MAC))
 	require.NoError(n.a.t, err)
 	_, err = n.a.rack.Apply(context.Background(), n.Name, lifecycle.ReportDone, "reported")
 	require.NoError(n.a.t, err)

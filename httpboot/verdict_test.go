@@ -29,7 +29,7 @@ func TestOneVerdict(t *testing.T) {
 				*p.now = p.now.Add(time.Second)
 				p.rack.See(lifecycle.Sighting{MAC: macMaster, LastBoot: *p.now})
 				*p.now = p.now.Add(time.Second)
-				_, _, err := p.rack.BeginInstall(p.t.Context(), macMaster)
+				_, _, err := p.rack.BeginInstall(p.t.Context(), macMaster, p.rack.Ticket(macMaster))
 				require.NoError(p.t, err)
 			}
 			*p.now = p.now.Add(time.Second)

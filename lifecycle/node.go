@@ -10,7 +10,7 @@ import (
 
 // Public is the record without what nobody needs to see.
 func (rec Record) Public() Record {
-	rec.SecretHash, rec.Node.CredentialHash = "", ""
+	rec.SecretHash, rec.Node.CredentialHash, rec.Ticket = "", "", ""
 	return rec
 }
 

@@ -88,8 +88,15 @@ func newPlan(t testing.TB, edit ...func(*inventory.Config)) (*Plan, *lifecycle.R
 		Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return now }})
 	require.NoError(t, err)
 	require.NoError(t, rack.Bind(context.Background(), lifecycle.Lease{IP: ipUnknown, MAC: macUnknown, State: lifecycle.LeaseBound, Expires: now.Add(time.Hour)}))
+	for _, mac := range []inventory.MAC{macMaster, macNode} {
+		rack.See(lifecycle.Sighting{MAC: mac, LastBoot: now})
+	}
 	loaders := assets.LoadersFrom(map[string][]byte{"undionly.kpxe": []byte("bios"), "snponly.efi": []byte("x64"), "grubnetia32.efi": []byte("ia32")})
-	return New(rack, loaders, library), rack
+	plan := New(rack, loaders, library)
+	plan.SetNeighbours(func(ip netip.Addr) (inventory.MAC, bool) { // kmaster, with an address of another DHCP server
+		return macMaster, ip == ipStranger
+	})
+	return plan, rack
 }
 
 func secureBoot(c *inventory.Config) { c.Machines[0].Install.SecureBoot = true }

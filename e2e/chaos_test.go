@@ -300,6 +300,9 @@ func (m *agentMachine) install() error {
 	if err != nil {
 		return err
 	}
+	if _, err := m.curl("http://10.10.10.1:8080/media/tree/.treeinfo"); err != nil { // as Anaconda does
+		return err
+	}
 	ca, err := hereDocument(string(text), "write /etc/rackstrap/ca.pem")
 	if err != nil {
 		return err

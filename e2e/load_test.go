@@ -270,6 +270,9 @@ func (n *loadAgent) install() error {
 	if err != nil {
 		return err
 	}
+	if _, err := get("http://10.30.0.1:8080/media/tree/.treeinfo"); err != nil { // as Anaconda does
+		return err
+	}
 	ca, err := hereDocument(text, "write /etc/rackstrap/ca.pem")
 	if err != nil {
 		return err

@@ -45,6 +45,7 @@ type Record struct {
 // the operator, but for the hash.
 type Node struct {
 	CredentialHash string    `json:"credential_hash,omitempty"` // hex SHA-256 of what the install token was exchanged for
+	SpentHash      string    `json:"spent_hash,omitempty"`      // hex SHA-256 of the install token, once it is void
 	CredentialUsed bool      `json:"credential_used,omitempty"` // the machine has it: the install token is void
 	Boot           Boot      `json:"boot,omitzero"`             // what its firmware boots first; outlives an attempt
 	CPUs           int       `json:"cpus,omitempty"`            // as the machine told

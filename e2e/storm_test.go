@@ -127,7 +127,7 @@ func (n network) relayed(t *testing.T, config string) string {
 	changed := strings.NewReplacer("ip: 10.20.", "ip: 10.21.", "dhcp: {pool: 10.20.100.0-10.20.110.255}",
 		"relayed: [{subnet: 10.21.0.0/16, gateway: 10.21.0.1, pool: 10.21.100.0-10.21.110.255}]").Replace(string(text))
 	require.NoError(t, os.WriteFile(config, []byte(changed), 0o600))
-	run(t, "ip", "-n", n.clients, "addr", "add", "10.21.0.1/16", "dev", "lo") // on a loopback the whole prefix is this host's
+	run(t, "ip", "-n", n.clients, "addr", "add", "10.21.0.1/16", "dev", "lo")                    // on a loopback the whole prefix is this host's
 	run(t, "ip", "netns", "exec", n.clients, "sysctl", "-qw", "net.ipv4.icmp_echo_ignore_all=1") // nor is an address in use
 	run(t, "ip", "-n", n.servers, "route", "add", "10.21.0.0/16", "via", "10.20.0.2")
 	return config

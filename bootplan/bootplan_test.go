@@ -88,8 +88,15 @@ func newPlan(t testing.TB, edit ...func(*inventory.Config)) (*Plan, *lifecycle.R
 		Log: slog.New(slog.DiscardHandler), Now: func() time.Time { return now }})
 	require.NoError(t, err)
 	require.NoError(t, rack.Bind(context.Background(), lifecycle.Lease{IP: ipUnknown, MAC: macUnknown, State: lifecycle.LeaseBound, Expires: now.Add(time.Hour)}))
+	for _, mac := range []inventory.MAC{macMaster, macNode} {
+		rack.See(lifecycle.Sighting{MAC: mac, LastBoot: now})
+	}
 	loaders := assets.LoadersFrom(map[string][]byte{"undionly.kpxe": []byte("bios"), "snponly.efi": []byte("x64"), "grubnetia32.efi": []byte("ia32")})
-	return New(rack, loaders, library), rack
+	plan := New(rack, loaders, library)
+	plan.SetNeighbours(func(ip netip.Addr) (inventory.MAC, bool) { // kmaster, with an address of another DHCP server
+		return macMaster, ip == ipStranger
+	})
+	return plan, rack
 }
 
 func secureBoot(c *inventory.Config) { c.Machines[0].Install.SecureBoot = true }
@@ -345,9 +352,9 @@ func FuzzOpen(f *testing.F) {
 func TestKernelArgs(t *testing.T) {
 	s := inventory.Server{Address: netip.MustParseAddr("10.10.10.1"), HTTPPort: 8080, SyslogPort: 5514}
 	m := inventory.Machine{MAC: macMaster, Install: inventory.Install{KernelArgs: []string{"inst.syslog=log.lab"}}}
-	want := []string{"inst.ks=http://10.10.10.1:8080/ks/52-54-00-00-00-80", "inst.stage2=http://10.10.10.1:8080/media/c7", "BOOTIF=01-52-54-00-00-00-80",
+	want := []string{"inst.ks=http://10.10.10.1:8080/ks/52-54-00-00-00-80/TICKET", "inst.stage2=http://10.10.10.1:8080/media/c7", "BOOTIF=01-52-54-00-00-00-80",
 		"ip=dhcp", "inst.ks.sendmac", "inst.ks.sendsn", "inst.nosave=all_ks", "inst.cmdline", "inst.syslog=10.10.10.1:5514", "inst.syslog=log.lab"}
-	require.Equal(t, want, KernelArgs(s, m, inventory.Medium{Name: "c7"}))
+	require.Equal(t, want, KernelArgs(s, m, inventory.Medium{Name: "c7"}, "TICKET"))
 	s.SyslogPort = 0
-	require.NotContains(t, KernelArgs(s, m, inventory.Medium{Name: "c7"}), "inst.syslog=10.10.10.1:5514")
+	require.NotContains(t, KernelArgs(s, m, inventory.Medium{Name: "c7"}, "TICKET"), "inst.syslog=10.10.10.1:5514")
 }

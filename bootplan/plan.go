@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"rackstrap/assets"
+	"rackstrap/internal/neighbour"
 	"rackstrap/inventory"
 	"rackstrap/lifecycle"
 	"rackstrap/media"
@@ -27,11 +28,13 @@ type Plan struct {
 	loaders *assets.Loaders
 	library atomic.Pointer[media.Library]
 	answers func(lifecycle.Decision) error // nil: not looked at
+
+	neighbour func(netip.Addr) (inventory.MAC, bool)
 }
 
 // New makes a plan of what is at hand.
 func New(rack *lifecycle.Rack, loaders *assets.Loaders, library *media.Library) *Plan {
-	p := &Plan{rack: rack, loaders: loaders}
+	p := &Plan{rack: rack, loaders: loaders, neighbour: neighbour.Of}
 	p.library.Store(library)
 	return p
 }
@@ -40,16 +43,42 @@ func New(rack *lifecycle.Rack, loaders *assets.Loaders, library *media.Library) 
 // in use.
 func (p *Plan) CheckAnswers(check func(lifecycle.Decision) error) { p.answers = check }
 
+// SetNeighbours replaces the kernel's table of hardware addresses, see package neighbour. It is called before the plan is
+// in use.
+func (p *Plan) SetNeighbours(of func(netip.Addr) (inventory.MAC, bool)) { p.neighbour = of }
+
+// Foreign tells whether the client with this address is seen to be other hardware than the machine with that MAC. Behind a
+// router nobody sees that.
+func (p *Plan) Foreign(mac inventory.MAC, client netip.Addr) (hardware inventory.MAC, yes bool) {
+	hardware, seen := p.neighbour(client)
+	return hardware, seen && !p.rack.SameMachine(hardware, mac)
+}
+
+// recognised tells whether the client with this address is the machine with that MAC, as far as can be seen: by its
+// hardware address, or behind a router by the address that it was given.
+func (p *Plan) recognised(mac inventory.MAC, client netip.Addr) bool {
+	own, known := p.neighbour(client)
+	if !known {
+		own, known = p.rack.MACByIP(client)
+	}
+	return known && p.rack.SameMachine(own, mac)
+}
+
+// unrecognised is what others than the machine itself are told of why it boots what.
+const unrecognised = "the appliance knows more of it (rackstrap status), and does not say it to this address"
+
 // Decide is what the client with this address boots as the machine with that MAC. It says "install" only where the
 // gate before the kickstart will say so, too: a machine never goes into an installer that gets no answers.
 func (p *Plan) Decide(mac inventory.MAC, client netip.Addr) lifecycle.Decision {
-	d := p.rack.DecideFrom(mac, client)
-	if d.Action != lifecycle.ActionInstall || p.answers == nil {
-		return d
+	d := p.rack.DecideBoot(mac, client)
+	if d.Action == lifecycle.ActionInstall && p.answers != nil {
+		if err := p.answers(d); err != nil {
+			d.Action = lifecycle.ActionWait
+			d.Reason = fmt.Sprintf("%s waits: its kickstart cannot be rendered: %v", d.Machine.Name, err)
+		}
 	}
-	if err := p.answers(d); err != nil {
-		d.Action = lifecycle.ActionWait
-		d.Reason = fmt.Sprintf("%s waits: its kickstart cannot be rendered: %v", d.Machine.Name, err)
+	if (d.Listed || d.CardOf != "") && !p.recognised(mac, client) {
+		d.Anonymous = true
 	}
 	return d
 }
@@ -66,10 +95,11 @@ func (p *Plan) Library() *media.Library { return p.library.Load() }
 // Loaders is the set of boot loaders.
 func (p *Plan) Loaders() *assets.Loaders { return p.loaders }
 
-// Refusal is a file that exists and that this client may not have; its text is the reason, fit for the wire.
+// Refusal is a file that exists and that this client may not have. The reason is for the operator; the client may be a
+// stranger, who is told nothing of machines.
 type Refusal struct{ Reason string }
 
-func (e *Refusal) Error() string { return e.Reason }
+func (e *Refusal) Error() string { return "this file is not for you: the appliance's events say why" }
 
 // NoLoaderError is why DHCP offers a machine no boot file.
 type NoLoaderError struct{ Reason string }

@@ -24,9 +24,10 @@ func BaseURL(s inventory.Server) string {
 	return "http://" + net.JoinHostPort(s.Address.String(), strconv.Itoa(s.HTTPPort))
 }
 
-// KickstartURL is the kickstart of one machine. It has no query string: dracut would cut it.
-func KickstartURL(s inventory.Server, mac inventory.MAC) string {
-	return BaseURL(s) + "/ks/" + mac.Hyphens()
+// KickstartURL is the kickstart of one machine, in the boot that the ticket was made for; "": it shows the URL's
+// shape, and would be refused. It has no query string: dracut would cut it.
+func KickstartURL(s inventory.Server, mac inventory.MAC, ticket string) string {
+	return BaseURL(s) + path.Join("/ks", mac.Hyphens(), ticket)
 }
 
 // MediumURL is the root of a medium's tree, without a slash at its end.
@@ -48,9 +49,9 @@ func ImageURL(s inventory.Server, file string) string {
 // KernelArgs is the kernel command line of the installer for one machine (Anaconda 21, dracut), but for
 // `initrd=`. BOOTIF limits DHCP and the kickstart's network to the NIC that booted; sendmac and sendsn add
 // the headers by which the kickstart is guarded.
-func KernelArgs(s inventory.Server, m inventory.Machine, medium inventory.Medium) []string {
+func KernelArgs(s inventory.Server, m inventory.Machine, medium inventory.Medium, ticket string) []string {
 	args := []string{
-		"inst.ks=" + KickstartURL(s, m.MAC),
+		"inst.ks=" + KickstartURL(s, m.MAC, ticket),
 		"inst.stage2=" + MediumURL(s, medium),
 		"BOOTIF=01-" + m.MAC.Hyphens(),
 		"ip=dhcp",
@@ -106,7 +107,11 @@ func (p *Plan) script(d lifecycle.Decision) (assets.Script, error) {
 	if seen, ok := p.rack.Sighting(d.MAC); ok {
 		s.UUID = screenText(seen.UUID)
 	}
-	if d.Listed || d.CardOf != "" {
+	switch {
+	case d.Anonymous:
+		s.Reason, s.UUID = unrecognised, ""
+		s.Local = string(d.Machine.Install.LocalBoot)
+	case d.Listed || d.CardOf != "":
 		s.Title = d.Machine.Name + " (" + s.MAC + ")"
 		s.Local = string(d.Machine.Install.LocalBoot)
 	}
@@ -124,7 +129,7 @@ func (p *Plan) script(d lifecycle.Decision) (assets.Script, error) {
 	root := MediumURL(cfg.Server, *medium)
 	s.Medium = medium.Name
 	s.Kernel, s.Initrd = root+"/"+kernel, root+"/"+initrd
-	s.Args = strings.Join(KernelArgs(cfg.Server, d.Machine, *medium), " ")
+	s.Args = strings.Join(KernelArgs(cfg.Server, d.Machine, *medium, d.Ticket), " ")
 	return s, nil
 }
 
@@ -202,6 +207,9 @@ func (p *Plan) openGRUBConfig(name string, own inventory.MAC, identified bool, c
 	} else if !identified {
 		// Nothing in the name and nothing known of the address (proxy mode): GRUB knows its own MAC.
 		return configFile(file, []byte("configfile /grub/host-$net_default_mac.cfg\n")), nil
+	}
+	if hardware, foreign := p.Foreign(mac, client); foreign && p.rack.Listed(mac) {
+		return nil, &Refusal{fmt.Sprintf("%s belongs to %s, and your hardware address is %s", file, mac, hardware)}
 	}
 	d := p.Decide(mac, client)
 	if reason, skip := d.OffersNothing(); skip {

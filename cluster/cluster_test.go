@@ -137,7 +137,7 @@ func (r *rack) install(a *agent) error {
 	r.clock.forward(time.Second)
 	r.rack.See(lifecycle.Sighting{MAC: a.mac, LastBoot: r.clock.Now()})
 	r.clock.forward(time.Second)
-	rec, token, err := r.rack.BeginInstall(context.Background(), a.mac)
+	rec, token, err := r.rack.BeginInstall(context.Background(), a.mac, r.rack.Ticket(a.mac))
 	if err != nil {
 		return err
 	}

@@ -29,6 +29,9 @@ func (c *Coordinator) Exchange(ctx context.Context, name, secret string, ex api.
 	if held := m.Record.RefuseHeld(); held != nil { // a credential is a secret: it is made when the hold ends
 		return api.Credential{}, cmp.Or(c.o.Rack.CheckSecret(name, ex.Attempt, secret), held)
 	}
+	if err := cmp.Or(c.o.Rack.CheckInstaller(ctx, name, ex.Attempt, secret), c.o.Rack.CheckSpent(ctx, name, ex.Attempt, secret)); err != nil {
+		return api.Credential{}, err
+	}
 	mac, err := inventory.ParseMAC(ex.MAC)
 	if err != nil || !m.Machine.Has(mac) {
 		if err := c.o.Rack.CheckSecret(name, ex.Attempt, secret); err != nil {

@@ -81,7 +81,7 @@ func (c *Coordinator) Confirm(ctx context.Context, name, fingerprint, by string)
 // revoke ends all that a machine proves itself with. Only a reinstallation gives it something new.
 func (c *Coordinator) revoke(ctx context.Context, rec lifecycle.Record, say func(string)) (lifecycle.Record, error) {
 	rec, err := c.o.Rack.Advance(ctx, rec.Name, rec.Attempt, "", "", func(rec *lifecycle.Record) error {
-		rec.SecretHash, rec.Node.CredentialHash, rec.Node.Confirmed = "", "", lifecycle.Confirmation{}
+		rec.SecretHash, rec.Node.CredentialHash, rec.Node.SpentHash, rec.Node.Confirmed = "", "", "", lifecycle.Confirmation{}
 		return nil
 	})
 	if err != nil {

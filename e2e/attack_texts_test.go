@@ -61,7 +61,7 @@ func TestAttackTexts(t *testing.T) {
 		play          func(text string)
 	}{
 		{"agent", "events", func(text string) {
-			i.inside("curl", "-sS", "-A", strings.Map(printableOnly, text), "http://10.20.0.1:8080/ks/52-54-00-01-00-01", "-o", os.DevNull)
+			i.inside("curl", "-sS", "-A", strings.Map(printableOnly, text), "http://10.20.0.1:8080/ks/52-54-00-01-00-01/TICKET", "-o", os.DevNull)
 			for _, path := range []string{"/media/tree/", "/boot/", "/ks/", "/images/", "/repo/", "/"} {
 				i.inside("curl", "-sS", "--path-as-is", "http://10.20.0.1:8080"+path+url.PathEscape(text), "-o", os.DevNull)
 			}

@@ -288,8 +288,19 @@ func (m *agentMachine) curl(args ...string) ([]byte, error) {
 // install does what the installer does: it fetches the kickstart from the machine's own address, puts on the disk what
 // that says about the agent, and reports that it is done.
 func (m *agentMachine) install() error {
-	text, err := m.curl("http://10.10.10.1:8080/ks/" + strings.ReplaceAll(m.mac, ":", "-"))
+	script, err := m.curl("http://10.10.10.1:8080/boot/" + strings.ReplaceAll(m.mac, ":", "-") + "/ipxe")
 	if err != nil {
+		return err
+	}
+	kickstart, err := kickstartOf(string(script))
+	if err != nil {
+		return err
+	}
+	text, err := m.curl("-H", "X-RHN-Provisioning-MAC-0: eth0 "+m.mac, kickstart)
+	if err != nil {
+		return err
+	}
+	if _, err := m.curl("http://10.10.10.1:8080/media/tree/.treeinfo"); err != nil { // as Anaconda does
 		return err
 	}
 	ca, err := hereDocument(string(text), "write /etc/rackstrap/ca.pem")

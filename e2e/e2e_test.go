@@ -140,7 +140,7 @@ func TestBootToInstaller(t *testing.T) {
 		mac, ip := fmt.Sprintf("52-54-00-00-00-8%d", i), fmt.Sprintf("10.10.10.8%d", i)
 		line := l.awaitSerial(name, 0, `rackstrap-lab: kernel command line: (.*)`, 6*time.Minute)[1]
 		t.Log(name, line)
-		require.Contains(t, line, "inst.ks=http://10.10.10.1:8080/ks/"+mac+" ")
+		require.Contains(t, line, "inst.ks=http://10.10.10.1:8080/ks/"+mac+"/")
 		require.Contains(t, line, "BOOTIF=01-"+mac+" ")
 		address := l.awaitSerial(name, 0, `rackstrap-lab: address (\S+) on \S+ (\S+)`, 2*time.Minute)
 		require.Equal(t, ip, address[1])
@@ -169,7 +169,7 @@ func TestSecureBoot(t *testing.T) {
 	l, _ := labUp(t, "e2esb", "--boot-only", "--firmware", "uefi-secureboot", "--off")
 	l.lab("power", "on", "kmaster")
 	line := l.awaitSerial("kmaster", 0, `rackstrap-lab: kernel command line: (.*)`, 6*time.Minute)[1]
-	require.Contains(t, line, "inst.ks=http://10.10.10.1:8080/ks/52-54-00-00-00-80 ")
+	require.Contains(t, line, "inst.ks=http://10.10.10.1:8080/ks/52-54-00-00-00-80/")
 	require.Contains(t, l.do("events", "kmaster"), "shim/centos-7.9/")
 }
 

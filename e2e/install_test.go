@@ -34,10 +34,7 @@ type installer struct {
 func newInstaller(t *testing.T, n network, config string, machine int) *installer {
 	t.Helper()
 	testenv.NeedTool(t, "curl", "unshare", "chroot", "sha256sum")
-	for _, args := range []string{"addr flush dev cli0", fmt.Sprintf("addr add 10.20.1.%d/16 dev cli0", machine+1)} {
-		out, err := exec.Command("ip", append([]string{"-n", n.clients}, strings.Fields(args)...)...).CombinedOutput()
-		require.NoError(t, err, "%s", out)
-	}
+	n.bootAs(t, machine)
 	i := &installer{t: t, n: n, config: config, root: t.TempDir()}
 	for _, dir := range []string{"usr", "local", "tmp", "dev", "proc", "root", "stand-ins", "etc/yum.repos.d", "etc/sysconfig/network-scripts", "lib/modules/3.10.0", "mnt/sysimage/root"} {
 		require.NoError(t, os.MkdirAll(filepath.Join(i.root, dir), 0o755))
@@ -66,8 +63,28 @@ func newInstaller(t *testing.T, n network, config string, machine int) *installe
 		i.write("stand-ins/"+name, "#!/bin/bash\n"+text+"\n", 0o755)
 	}
 	mac := strings.ReplaceAll(stormMAC(machine).String(), ":", "-")
-	i.kickstart = i.inside("curl", "-sSf", "-H", "X-RHN-Provisioning-MAC-0: eth0 "+stormMAC(machine).String(), "http://10.20.0.1:8080/ks/"+mac)
+	kickstart, err := kickstartOf(i.inside("curl", "-sSf", "http://10.20.0.1:8080/boot/"+mac+"/ipxe"))
+	require.NoError(t, err)
+	i.kickstart = i.inside("curl", "-sSf", "-H", "X-RHN-Provisioning-MAC-0: eth0 "+stormMAC(machine).String(), kickstart)
 	return i
+}
+
+// bootAs gives the clients' namespace the hardware address of a machine of stormConfig, has its firmware ask by DHCP, and
+// then gives it the machine's address.
+func (n network) bootAs(t *testing.T, machine int) {
+	t.Helper()
+	n.become(t, stormMAC(machine).String(), "10.20.0.2") // udhcpc needs none, the kernel drops what comes for no address
+	firmwareAsks(t, n.clients, "cli0")
+	n.become(t, stormMAC(machine).String(), fmt.Sprintf("10.20.1.%d", machine+1))
+}
+
+// become gives the clients' namespace these addresses and no other. The appliance's kernel forgets whose they were.
+func (n network) become(t *testing.T, mac, ip string) {
+	t.Helper()
+	for _, args := range []string{n.clients + " addr flush dev cli0", n.clients + " link set cli0 address " + mac,
+		n.clients + " addr add " + ip + "/16 dev cli0", n.servers + " neigh flush dev srv0"} {
+		run(t, "ip", append([]string{"-n"}, strings.Fields(args)...)...)
+	}
 }
 
 func (i *installer) write(name, text string, mode os.FileMode) {
@@ -189,7 +206,7 @@ func TestFailureIsSeen(t *testing.T) {
 	config := stormConfig(t, 2)
 	n.serve(t, config)
 	out, err := exec.Command("ip", "netns", "exec", n.clients, "curl", "-sS", "-o", os.DevNull, "-w", "%{http_code}",
-		"http://10.20.0.1:8080/ks/52-54-00-01-00-01").CombinedOutput()
+		"http://10.20.0.1:8080/ks/52-54-00-01-00-01/TICKET").CombinedOutput()
 	require.NoError(t, err)
 	require.Equal(t, "403", string(out), "not from this address")
 

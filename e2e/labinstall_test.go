@@ -80,14 +80,31 @@ func (m *directoryMachine) blank() {
 
 var kernelLine = regexp.MustCompile(`(?m)^kernel \S+ (.*?)( \|\| .*)?$`)
 
+// firmwareAsks asks by DHCP as iPXE does on BIOS, without taking the address.
+func firmwareAsks(t *testing.T, netns, card string) {
+	t.Helper()
+	run(t, "ip", "netns", "exec", netns, "udhcpc", "-i", card, "-q", "-n", "-f", "-t", "10", "-T", "2", "-s", "/bin/true",
+		"-V", "PXEClient:Arch:00000:UNDI:002001", "-x", "0x5d:0000", "-x", "0x4d:"+fmt.Sprintf("%x", "iPXE"))
+}
+
+// kickstartOf is the URL of the kickstart that a boot script names.
+func kickstartOf(script string) (string, error) {
+	found := kickstartArg.FindStringSubmatch(script)
+	if found == nil {
+		return "", fmt.Errorf("no kickstart in the boot script:\n%s", script)
+	}
+	return found[1], nil
+}
+
+var kickstartArg = regexp.MustCompile(`inst\.ks=(\S+)`)
+
 // boot does what the network boot of a machine leaves behind at the appliance: an address, and the script with the
 // arguments.
 func (m *directoryMachine) boot() {
 	t := m.t
 	t.Helper()
 	run(t, "ip", "-n", m.netns, "link", "set", "eth0", "up")
-	run(t, "ip", "netns", "exec", m.netns, "udhcpc", "-i", "eth0", "-q", "-n", "-f", "-t", "10", "-T", "2", "-s", "/bin/true",
-		"-V", "PXEClient:Arch:00000:UNDI:002001", "-x", "0x5d:0000", "-x", "0x4d:"+fmt.Sprintf("%x", "iPXE"))
+	firmwareAsks(t, m.netns, "eth0")
 	hyphened := strings.ReplaceAll(m.mac, ":", "-")
 	run(t, "ip", "-n", m.netns, "addr", "replace", "10.10.10.8"+m.mac[len(m.mac)-1:]+"/24", "dev", "eth0")
 	script := run(t, "ip", "netns", "exec", m.netns, "curl", "-sSf", "http://10.10.10.1:8080/boot/"+hyphened+"/ipxe")

@@ -241,20 +241,43 @@ func (n *loadAgent) dial(ctx context.Context, network, address string) (net.Conn
 // install fetches the kickstart and reports that it was followed.
 func (n *loadAgent) install() error {
 	plain := &http.Client{Transport: &http.Transport{DialContext: n.dial, DisableKeepAlives: true}, Timeout: 2 * time.Minute}
-	resp, err := plain.Get("http://10.30.0.1:8080/ks/" + strings.ReplaceAll(n.MAC, ":", "-"))
+	get := func(url string) (string, error) {
+		req, err := http.NewRequest(http.MethodGet, url, nil)
+		if err != nil {
+			return "", err
+		}
+		req.Header.Set("X-RHN-Provisioning-MAC-0", "eth0 "+n.MAC)
+		resp, err := plain.Do(req)
+		if err != nil {
+			return "", err
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		if err != nil || resp.StatusCode != http.StatusOK {
+			return "", errors.Join(err, fmt.Errorf("%s, for %s: %s %s", url, n.Name, resp.Status, text))
+		}
+		return string(text), nil
+	}
+	script, err := get("http://10.30.0.1:8080/boot/" + strings.ReplaceAll(n.MAC, ":", "-") + "/ipxe")
 	if err != nil {
 		return err
 	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK {
-		return errors.Join(err, fmt.Errorf("kickstart of %s: %s %s", n.Name, resp.Status, text))
-	}
-	ca, err := hereDocument(string(text), "write /etc/rackstrap/ca.pem")
+	url, err := kickstartOf(script)
 	if err != nil {
 		return err
 	}
-	config, err := hereDocument(string(text), "write /etc/rackstrap/agent.json")
+	text, err := get(url)
+	if err != nil {
+		return err
+	}
+	if _, err := get("http://10.30.0.1:8080/media/tree/.treeinfo"); err != nil { // as Anaconda does
+		return err
+	}
+	ca, err := hereDocument(text, "write /etc/rackstrap/ca.pem")
+	if err != nil {
+		return err
+	}
+	config, err := hereDocument(text, "write /etc/rackstrap/agent.json")
 	if err != nil {
 		return err
 	}

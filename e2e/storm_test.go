@@ -118,10 +118,25 @@ func stormConfig(t *testing.T, machines int) (path string) {
 	return path
 }
 
+// relayed puts the machines of a configuration into a network of their own, behind a relay agent and router: the clients'
+// namespace. There a thousand machines need no hardware addresses.
+func (n network) relayed(t *testing.T, config string) string {
+	t.Helper()
+	text, err := os.ReadFile(config)
+	require.NoError(t, err)
+	changed := strings.NewReplacer("ip: 10.20.", "ip: 10.21.", "dhcp: {pool: 10.20.100.0-10.20.110.255}",
+		"relayed: [{subnet: 10.21.0.0/16, gateway: 10.21.0.1, pool: 10.21.100.0-10.21.110.255}]").Replace(string(text))
+	require.NoError(t, os.WriteFile(config, []byte(changed), 0o600))
+	run(t, "ip", "-n", n.clients, "addr", "add", "10.21.0.1/16", "dev", "lo")                    // on a loopback the whole prefix is this host's
+	run(t, "ip", "netns", "exec", n.clients, "sysctl", "-qw", "net.ipv4.icmp_echo_ignore_all=1") // nor is an address in use
+	run(t, "ip", "-n", n.servers, "route", "add", "10.21.0.0/16", "via", "10.20.0.2")
+	return config
+}
+
 // Done-when 6: kill -9 in the middle of a thousand boots.
 func TestKillInTheMiddleOfAThousandBoots(t *testing.T) {
 	n := newNetwork(t, "e2estorm")
-	config := stormConfig(t, stormListed)
+	config := n.relayed(t, stormConfig(t, stormListed))
 	first := n.serve(t, config)
 
 	ctx, cancel := context.WithTimeout(t.Context(), 4*time.Minute)
@@ -202,7 +217,7 @@ func TestStormOfBoots(t *testing.T) {
 	if os.Getenv(stormEnv) == "" {
 		return // only ever run by TestKillInTheMiddleOfAThousandBoots
 	}
-	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 20, 0, 2), Port: 67})
+	conn, err := net.ListenUDP("udp4", &net.UDPAddr{IP: net.IPv4(10, 21, 0, 1), Port: 67})
 	require.NoError(t, err)
 	relay := &relay{conn: conn, waiting: map[dhcpv4.TransactionID]chan *dhcpv4.DHCPv4{}}
 	go relay.receive()
@@ -280,7 +295,7 @@ func (r *relay) exchange(req *dhcpv4.DHCPv4) (*dhcpv4.DHCPv4, error) {
 // boot takes one machine from DISCOVER to its script, and tells each acknowledgement on the standard output.
 func (r *relay) boot(mac net.HardwareAddr) error {
 	firmware := []dhcpv4.Modifier{
-		dhcpv4.WithGatewayIP(net.IPv4(10, 20, 0, 2)),
+		dhcpv4.WithGatewayIP(net.IPv4(10, 21, 0, 1)),
 		dhcpv4.WithOption(dhcpv4.OptClassIdentifier("PXEClient:Arch:00000:UNDI:002001")),
 		dhcpv4.WithOption(dhcpv4.OptGeneric(dhcpv4.OptionClientSystemArchitectureType, []byte{0, 0})),
 		dhcpv4.WithOption(dhcpv4.OptUserClass("iPXE")),
@@ -306,7 +321,8 @@ func (r *relay) boot(mac net.HardwareAddr) error {
 	}
 	ip, _ := netip.AddrFromSlice(reply.YourIPAddr.To4())
 	fmt.Printf("ack %s %s\n", mac, ip)
-	client := http.Client{Timeout: 3 * time.Second}
+	client := http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+		DialContext: (&net.Dialer{LocalAddr: &net.TCPAddr{IP: reply.YourIPAddr}}).DialContext}}
 	resp, err := client.Get(reply.BootFileName)
 	if err != nil {
 		return err

@@ -74,7 +74,7 @@ func (s *Server) event(c echo.Context, who caller) error {
 		byAgent = true
 		s.o.Cluster.Heard(name)
 	}
-	if err := s.apply(ctx, name, e, byAgent); err != nil {
+	if err := s.apply(ctx, name, who.secret, e, byAgent); err != nil {
 		return err
 	}
 	return c.NoContent(http.StatusNoContent)
@@ -82,7 +82,7 @@ func (s *Server) event(c echo.Context, who caller) error {
 
 // apply carries a report out. It returns when what it changed is on disk; a report that is repeated, because its answer
 // was lost, changes nothing.
-func (s *Server) apply(ctx context.Context, name string, e api.Event, byAgent bool) error {
+func (s *Server) apply(ctx context.Context, name, secret string, e api.Event, byAgent bool) error {
 	e.Text = s.o.Rack.Redact(name, e.Text)
 	if byAgent {
 		e.Text = cluster.Redact(e.Text)
@@ -102,6 +102,9 @@ func (s *Server) apply(ctx context.Context, name string, e api.Event, byAgent bo
 	}
 	switch e.Kind {
 	case "installed":
+		if err := s.o.Rack.CheckInstaller(ctx, name, e.Attempt, secret); err != nil {
+			return err
+		}
 		after, err := s.o.Rack.Apply(ctx, name, lifecycle.ReportDone, "reported by its %post")
 		if err == nil && text != "" && after.Revision != before.Record.Revision { // else it is said again
 			s.o.Rack.Observe(s.eventOf(name, lifecycle.Info, "post", text))

@@ -72,8 +72,10 @@ func (p *plane) install(t *testing.T) (secret string, attempt int) {
 	p.now = p.now.Add(time.Second)
 	p.rack.See(lifecycle.Sighting{MAC: mac, LastBoot: p.now})
 	p.now = p.now.Add(time.Second)
-	rec, secret, err := p.rack.BeginInstall(t.Context(), mac)
+	rec, secret, err := p.rack.BeginInstall(t.Context(), mac, p.rack.Ticket(mac))
 	require.NoError(t, err)
+	m, _ := p.rack.Machine(mac)
+	p.rack.SignOfInstaller(m.IP)
 	return secret, rec.Attempt
 }
 

@@ -37,8 +37,9 @@ func FuzzCalls(f *testing.F) {
 	s.metrics, err = newMetrics(nil)
 	require.NoError(f, err)
 	handler := s.routes()
-	rec, token, err := rack.BeginInstall(f.Context(), machine.MAC)
+	rec, token, err := rack.BeginInstall(f.Context(), machine.MAC, rack.Ticket(machine.MAC))
 	require.NoError(f, err)
+	rack.SignOfInstaller(machine.IP)
 	answer, err := coordinator.Exchange(f.Context(), name, token, api.Exchange{Attempt: rec.Attempt, MAC: machine.MAC.String()})
 	require.NoError(f, err)
 

@@ -122,7 +122,7 @@ func (a *appliance) node(name string, kube *fakenode.Kube) *node {
 // install boots it into its installer and out of it.
 func (n *node) install() *node {
 	n.a.t.Helper()
-	rec, token, err := n.a.rack.BeginInstall(context.Background(), n.listed.MAC)
+	rec, token, err := n.a.rack.BeginInstall(context.Background(), n.listed.MAC, n.a.rack.Ticket(n.listed.MAC))
 	require.NoError(n.a.t, err)
 	_, err = n.a.rack.Apply(context.Background(), n.Name, lifecycle.ReportDone, "reported")
 	require.NoError(n.a.t, err)
@@ -291,7 +291,6 @@ func TestRefusedCalls(t *testing.T) {
 		{"a forged credential", worker, "GET", "knode1/work", "forged", "", 401},
 		{"no credential", worker, "GET", "knode1/work", "", "", 401},
 		{"the install token in its place", worker, "GET", "knode1/work", worker.token, "", 401},
-		{"an install token that was exchanged and used", worker, "POST", "knode1/exchange", worker.token, exchange(worker), 401},
 		{"an attempt that was never made", worker, "POST", "knode1/exchange", worker.token, api.Exchange{Attempt: 9, MAC: worker.listed.MAC.String()}, 401},
 		{"another's credential", worker, "GET", "knode1/work", master.credential, "", 401},
 		{"another's name, with the own credential", &foreign, "GET", "kmaster1/work", worker.credential, "", 403},
@@ -317,6 +316,12 @@ func TestRefusedCalls(t *testing.T) {
 	}
 	require.Equal(t, lifecycle.Initialising, state(t, a, "kmaster1"), "none of it changed anything")
 	require.Zero(t, a.rack.Cluster().Initialised)
+
+	status, err = worker.call(ctx, "POST", "knode1/exchange", worker.token, exchange(worker), nil)
+	require.NoError(t, err)
+	require.Equal(t, http.StatusLocked, status, "an install token that was exchanged and used: somebody else has it, too")
+	_, err = a.rack.Unhold(ctx, "knode1")
+	require.NoError(t, err)
 
 	// The operator reinstalls it: what it knew is worthless.
 	_, err = a.cluster.Reinstall(ctx, "knode1", cluster.ReinstallOptions{}, func(string) {})

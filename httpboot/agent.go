@@ -158,6 +158,7 @@ func (a *Agents) missing(arch string) string {
 
 // agent sends the program of one architecture. It holds no secret: whoever asks may have it.
 func (s *Server) agent(c echo.Context) error {
+	s.o.Rack.SignOfInstaller(client(c))
 	arch := c.Param("arch")
 	if s.o.Agents == nil {
 		return &absent{"this appliance has no agents"}

@@ -239,7 +239,7 @@ func TestMetricsAndHealth(t *testing.T) {
 func TestPanicEndsOneRequest(t *testing.T) {
 	p := newPlane(t).run()
 	p.answers.panics = true
-	got := p.request(http.MethodGet, "/ks/"+macMaster.Hyphens(), ipMaster)
+	got := p.request(http.MethodGet, p.kickstart(macMaster), ipMaster, sendmac(macMaster)...)
 	require.Equal(t, http.StatusServiceUnavailable, got.StatusCode)
 	require.NotContains(t, got.body, "told")
 	require.Equal(t, 200, p.get("/media/centos-7.9/.treeinfo").StatusCode)

@@ -68,10 +68,10 @@ func TestCurl(t *testing.T) {
 	})
 	t.Run("as Anaconda", func(t *testing.T) {
 		out, err := curl(t, "--location", "--retry", "3", "--fail", "-H", "X-RHN-Provisioning-MAC-0: eth0 52:54:00:00:00:80",
-			"--interface", ipMaster.String(), p.url(ksMaster))
+			"--interface", ipMaster.String(), p.url(p.kickstart(macMaster)))
 		require.NoError(t, err, out)
 		require.Contains(t, out, "# kmaster attempt 1")
-		out, err = curl(t, "--location", "--fail", "--interface", ipNode.String(), p.url(ksMaster))
+		out, err = curl(t, "--location", "--fail", "--interface", ipNode.String(), p.url(p.kickstart(macMaster)))
 		require.Error(t, err)
 		require.Contains(t, out, "403")
 	})

@@ -170,6 +170,18 @@ type plane struct {
 	log      *testenv.Buffer
 	now      *time.Time
 	answers  *answerFile
+	hardware map[netip.Addr]inventory.MAC // behind addresses of the link
+	ticket   string                       // an old one, see at
+}
+
+// kickstart is the path of a machine's kickstart in a boot whose script was just read.
+func (p *plane) kickstart(mac inventory.MAC) string {
+	return "/ks/" + mac.Hyphens() + "/" + p.rack.Ticket(mac)
+}
+
+// sendmac are the headers of an installer with one NIC.
+func sendmac(mac inventory.MAC) []string {
+	return []string{"X-RHN-Provisioning-MAC-0", "eth0 " + mac.String()}
 }
 
 // newPlane makes one with the tree as ISO and unpacked, and macUnknown with a lease.
@@ -183,7 +195,7 @@ func newPlane(t testing.TB, edit ...func(*Options, *inventory.Config)) *plane {
 func planeOf(t testing.TB, library *media.Library, edit ...func(*Options, *inventory.Config)) *plane {
 	now := time.Date(2026, 11, 24, 12, 0, 0, 0, time.UTC)
 	p := &plane{t: t, store: &failingStore{MemoryStore: lifecycle.NewMemoryStore()}, registry: prometheus.NewRegistry(),
-		log: &testenv.Buffer{}, now: &now, answers: &answerFile{}}
+		log: &testenv.Buffer{}, now: &now, answers: &answerFile{}, hardware: map[netip.Addr]inventory.MAC{}}
 	loaders, err := assets.OpenLoaders("")
 	require.NoError(t, err)
 	o := Options{
@@ -201,7 +213,11 @@ func planeOf(t testing.TB, library *media.Library, edit ...func(*Options, *inven
 	require.NoError(t, err)
 	require.NoError(t, p.rack.Bind(t.Context(), lifecycle.Lease{IP: ipLeased, MAC: macUnknown, State: lifecycle.LeaseBound, Expires: now.Add(time.Hour)}))
 	p.rack.See(lifecycle.Sighting{MAC: macUnknown})
+	for _, mac := range []inventory.MAC{macMaster, macNode} {
+		p.rack.See(lifecycle.Sighting{MAC: mac, LastBoot: now})
+	}
 	p.plan = bootplan.New(p.rack, loaders, library)
+	p.plan.SetNeighbours(func(ip netip.Addr) (inventory.MAC, bool) { mac, ok := p.hardware[ip]; return mac, ok })
 	t.Cleanup(func() { p.plan.Library().Close() })
 	o.Rack, o.Plan = p.rack, p.plan
 	p.Server, err = Listen(o)

@@ -16,14 +16,15 @@ import (
 // kickstart answers the installer of one machine with its kickstart, which holds the secret of this
 // installation: the only secret of the boot plane. The gate opens
 //
-//  1. to the machine's reserved address only,
-//  2. only if one of the NICs that the installer names is one of the machine's (inst.ks.sendmac; dracut sends it,
-//     curl does not),
-//  3. only while the lifecycle wants the machine installed.
+//  1. to the machine's reserved address only, and there to its hardware address, where the appliance sees it,
+//  2. only if one of the NICs that the installer names is one of the machine's: our kernel arguments have inst.ks.sendmac,
+//     and dracut of both releases sends it (anaconda-ks-sendheaders.sh),
+//  3. only while the lifecycle wants the machine installed,
+//  4. only to who has read the machine's boot script in this boot: its ticket is the end of the path.
 //
 // Plan.Decide asks the same before it says "install", but for part 2, which nobody knows before the installer runs.
-// Everybody else is refused and reported. Over plain HTTP that is as much as there is: who can take over an
-// address of the provisioning network while its machine is installed can read the secret.
+// Everybody else is refused and reported, and not told why. Over plain HTTP that is as much as there is: who takes over
+// both addresses of a machine while it is installed can read the secret.
 //
 // A GET begins the installation; a HEAD only says whether it would be answered.
 func (s *Server) kickstart(c echo.Context) error {
@@ -36,18 +37,19 @@ func (s *Server) kickstart(c echo.Context) error {
 	if err != nil {
 		return err
 	}
+	ticket := c.Param("ticket")
 	if s.o.Kickstart == nil {
 		return &unavailable{"this build renders no kickstarts"}
 	}
 	if c.Request().Method == http.MethodHead {
-		if err := s.o.Rack.MayInstall(mac); err != nil {
+		if err := s.o.Rack.MayInstall(mac, ticket); err != nil {
 			return s.beginError(c, m, err)
 		}
 		c.Response().Header().Set("Content-Type", kickstartType)
 		c.Response().Writer.WriteHeader(http.StatusOK) // its length is not known before it is rendered
 		return nil
 	}
-	rec, secret, err := s.o.Rack.BeginInstall(c.Request().Context(), mac)
+	rec, secret, err := s.o.Rack.BeginInstall(c.Request().Context(), mac, ticket)
 	if err != nil {
 		return s.beginError(c, m, err)
 	}
@@ -59,6 +61,9 @@ func (s *Server) kickstart(c echo.Context) error {
 	return sendBytes(c, http.StatusOK, kickstartType, text)
 }
 
+// notYours is all that those are told who are refused: the reason is for the operator.
+const notYours = "this is not for you: the appliance's events say why"
+
 const kickstartType = "text/plain; charset=utf-8"
 
 // admit checks who asks: parts 1 and 2 of the gate.
@@ -66,13 +71,20 @@ func (s *Server) admit(c echo.Context, mac inventory.MAC) (inventory.Machine, er
 	m, listed := s.o.Rack.Machine(mac)
 	if !listed {
 		reason := fmt.Sprintf("%s is not in the list", mac)
-		return m, &denial{reason: reason, level: lifecycle.Alarm,
+		return m, &denial{reason: notYours, level: lifecycle.Alarm,
 			event: fmt.Sprintf("kickstart of %s asked for by %s: %s", mac, asker(c), reason)}
 	}
 	if client(c) != m.IP {
 		return m, s.denyKickstart(c, m, fmt.Sprintf("it is for %s only", m.IP))
 	}
-	if nics, sent := provisioningMACs(c.Request().Header); sent && !slices.ContainsFunc(m.Cards(), func(own inventory.MAC) bool { return nics[own] }) {
+	if hardware, foreign := s.o.Plan.Foreign(mac, client(c)); foreign {
+		return m, s.denyKickstart(c, m, fmt.Sprintf("it has the hardware address %s", hardware))
+	}
+	nics, sent := provisioningMACs(c.Request().Header)
+	switch {
+	case !sent:
+		return m, s.denyKickstart(c, m, "it does not name its NICs, as an installer does")
+	case !slices.ContainsFunc(m.Cards(), func(own inventory.MAC) bool { return nics[own] }):
 		return m, s.denyKickstart(c, m, "none of the NICs that it names is the machine's")
 	}
 	return m, nil
@@ -84,7 +96,7 @@ func (s *Server) denyKickstart(c echo.Context, m inventory.Machine, why string) 
 		whose = ", the address of " + s.nameOf(own)
 	}
 	return &denial{mac: m.MAC, level: lifecycle.Alarm,
-		reason: fmt.Sprintf("the kickstart of %s is not for you: %s", m.Name, why),
+		reason: notYours,
 		event:  fmt.Sprintf("kickstart of %s asked for by %s%s: refused: %s", m.Name, asker(c), whose, why)}
 }
 

@@ -13,6 +13,7 @@ import (
 // media sends a file of a medium, or the listing of a directory. It asks nobody who the client is: media are
 // public, and the mirrors that they may be replaced by are, too.
 func (s *Server) media(c echo.Context) error {
+	s.o.Rack.SignOfInstaller(client(c))
 	name, file := c.Param("name"), c.Param("*")
 	if file == "" {
 		file = "."

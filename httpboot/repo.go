@@ -14,6 +14,7 @@ import (
 // repo sends a file of a package repository, or the listing of a local one's directory. Like media they are
 // public.
 func (s *Server) repo(c echo.Context) error {
+	s.o.Rack.SignOfInstaller(client(c))
 	name, file := c.Param("name"), c.Param("*")
 	if s.o.Repos == nil {
 		return errNotFound

@@ -34,7 +34,7 @@ func (s *Server) routes() http.Handler {
 		{"/boot/:mac/grub.cfg", s.grub},
 		{"/loader/*", s.loader},
 		{"/grub/*", s.grubFile},
-		{"/ks/:mac", s.kickstart},
+		{"/ks/:mac/:ticket", s.kickstart},
 		{"/agent/linux-:arch", s.agent},
 		{"/images/:file", s.image},
 		{"/media/:name", s.media},

@@ -16,18 +16,22 @@ func (s *Server) ipxe(c echo.Context) error { return s.script(c, "iPXE", s.o.Pla
 
 func (s *Server) grub(c echo.Context) error { return s.script(c, "GRUB", s.o.Plan.GRUB) }
 
-// script sends what the machine that the path names boots next. A client whose address belongs to another
-// machine does not get an install script: it would install itself in that one's place. Addresses that belong
-// to nobody may read: scripts hold no secret, and an operator wants to see them.
+// script sends what the machine that the path names boots next. A client that is another machine, by its hardware
+// address or by the address that it was given, does not get an install script: it would install itself in that one's
+// place. Who is not seen to be the machine learns neither its name nor why it boots what.
 func (s *Server) script(c echo.Context, language string, render func(lifecycle.Decision) ([]byte, error)) error {
 	mac, err := macOf(c)
 	if err != nil {
 		return err
 	}
 	d := s.o.Plan.Decide(mac, client(c))
+	if hardware, foreign := s.o.Plan.Foreign(mac, client(c)); foreign && (d.Listed || d.CardOf != "") {
+		return &denial{mac: mac, level: lifecycle.Alarm, reason: notYours,
+			event: fmt.Sprintf("boot script of %s asked for by %s, which has the hardware address %s", d.Machine.Name, asker(c), hardware)}
+	}
 	if own, known := s.o.Rack.MACByIP(client(c)); known && !s.o.Rack.SameMachine(own, mac) && wantsInstall(d) {
 		return &denial{mac: mac, level: lifecycle.Alarm,
-			reason: fmt.Sprintf("%s installs %s, and your address belongs to %s", c.Request().URL.Path, d.Machine.Name, own),
+			reason: notYours,
 			event:  fmt.Sprintf("install script of %s asked for by %s, whose address belongs to %s", d.Machine.Name, asker(c), s.nameOf(own))}
 	}
 	text, err := again(func() ([]byte, error) { return render(d) })
@@ -72,7 +76,7 @@ func (s *Server) bootFile(c echo.Context, name string) error {
 	f, err := again(func() (*bootplan.File, error) { return s.o.Plan.Open(name, from) })
 	var refused *bootplan.Refusal
 	if errors.As(err, &refused) {
-		return &denial{mac: mac, level: lifecycle.Warn, reason: refused.Reason,
+		return &denial{mac: mac, level: lifecycle.Warn, reason: notYours,
 			event: fmt.Sprintf("%s refused to %s: %s", name, asker(c), refused.Reason)}
 	}
 	if err != nil {

@@ -19,7 +19,7 @@ func TestScripts(t *testing.T) {
 	for _, mac := range []string{"52-54-00-00-00-80", "52:54:00:00:00:80", "525400000080", "5254.0000.0080", "52%3A54%3A00%3A00%3A00%3A80"} {
 		got := p.direct(http.MethodGet, "/boot/"+mac+"/ipxe", ipMaster)
 		require.Equal(t, 200, got.Code, mac)
-		want, err := p.plan.IPXE(p.rack.Decide(macMaster))
+		want, err := p.plan.IPXE(p.plan.Decide(macMaster, ipMaster))
 		require.NoError(t, err)
 		require.Equal(t, string(want), got.Body.String(), mac)
 		require.Equal(t, "no-store", got.Header().Get("Cache-Control"))
@@ -61,7 +61,7 @@ func TestInstallScriptOfAnotherMachine(t *testing.T) {
 				got := p.direct(http.MethodGet, "/boot/"+macMaster.Hyphens()+"/"+kind, c.from)
 				require.Equal(t, c.want, got.Code)
 				if c.want == 403 {
-					require.Contains(t, got.Body.String(), "your address belongs to")
+					require.Equal(t, notYours+"\n", got.Body.String())
 				}
 			}
 		})

@@ -29,7 +29,7 @@ func TestOneVerdict(t *testing.T) {
 				*p.now = p.now.Add(time.Second)
 				p.rack.See(lifecycle.Sighting{MAC: macMaster, LastBoot: *p.now})
 				*p.now = p.now.Add(time.Second)
-				_, _, err := p.rack.BeginInstall(p.t.Context(), macMaster)
+				_, _, err := p.rack.BeginInstall(p.t.Context(), macMaster, p.rack.Ticket(macMaster))
 				require.NoError(p.t, err)
 			}
 			*p.now = p.now.Add(time.Second)
@@ -48,7 +48,7 @@ func TestOneVerdict(t *testing.T) {
 	}{
 		{"server", inventory.DHCPServer, nil, macMaster, ipMaster, true, ""},
 		{"server, by its second card", inventory.DHCPServer, nil, macSecond, ipMaster, true, ""},
-		{"server, nobody's address", inventory.DHCPServer, nil, macMaster, ipForeign, false, "gave it 192.0.2.7"},
+		{"server, nobody's address", inventory.DHCPServer, nil, macMaster, ipForeign, false, "does not say it to this address"},
 		{"proxy", inventory.DHCPProxy, nil, macMaster, ipMaster, true, ""},
 		{"proxy, the other server's address", inventory.DHCPProxy, nil, macMaster, ipOther, false,
 			"kmaster waits: another DHCP server gave it 127.0.0.177, the list says 127.0.0.80: reserve that for 52:54:00:00:00:80 there, or change its ip in the list"},
@@ -76,18 +76,19 @@ func TestOneVerdict(t *testing.T) {
 				c.before(p)
 			}
 			p.rack.UseCard(c.mac)
+			p.hardware[ipOther] = macMaster
 			for _, kind := range []string{"ipxe", "grub.cfg"} {
 				got := p.direct(http.MethodGet, "/boot/"+c.mac.Hyphens()+"/"+kind, c.from)
 				require.Equal(t, 200, got.Code)
 				require.Equal(t, c.install, strings.Contains(got.Body.String(), "inst.ks="), "%s: %s", kind, got.Body)
 				require.Contains(t, got.Body.String(), c.reason)
 				if c.install {
-					require.Contains(t, got.Body.String(), "/ks/"+c.mac.Hyphens())
+					require.Contains(t, got.Body.String(), "/ks/"+c.mac.Hyphens()+"/")
 					require.Contains(t, got.Body.String(), "BOOTIF=01-"+c.mac.Hyphens(), "the installer uses the card that booted")
 				}
 			}
 			// The headers name all cards; the one that boots need not be among them.
-			got := p.direct(http.MethodGet, "/ks/"+c.mac.Hyphens(), c.from, "X-RHN-Provisioning-MAC-0", "eth0 "+macMaster.String())
+			got := p.direct(http.MethodGet, p.kickstart(c.mac), c.from, "X-RHN-Provisioning-MAC-0", "eth0 "+macMaster.String())
 			require.Equal(t, c.install, got.Code == 200, "%d: %s", got.Code, got.Body)
 		})
 	}

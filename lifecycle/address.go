@@ -54,16 +54,26 @@ func (r *Rack) SeeAddress(mac inventory.MAC, address, server netip.Addr) {
 }
 
 // MayInstall tells whether BeginInstall would begin an installation now: nil, or a *NotInstallingError.
-func (r *Rack) MayInstall(mac inventory.MAC) error {
-	_, err := r.mayInstall(r.Decide(mac))
+func (r *Rack) MayInstall(mac inventory.MAC, ticket string) error {
+	_, err := r.mayInstall(r.Decide(mac), ticket)
 	return err
 }
 
 // mayInstall tells, too, whether the kickstart is that of an installation which began in this boot already.
-func (r *Rack) mayInstall(d Decision) (sameBoot bool, err error) {
+func (r *Rack) mayInstall(d Decision, ticket string) (sameBoot bool, err error) {
 	sameBoot = d.Listed && d.Record.State == Installing && !r.bootedSince(d.Record)
 	if d.Action != ActionInstall && !sameBoot {
 		return false, &NotInstallingError{Reason: d.Reason}
+	}
+	issued, ok := r.issued(d.MAC, ticket)
+	if !ok {
+		return false, &NotInstallingError{Reason: "its path is not the one that the machine's boot script names"}
+	}
+	if _, reported := r.progress(d.Record); sameBoot && reported {
+		return false, &NotInstallingError{Reason: "its installer runs already, with another copy of it: two parties act as this machine"}
+	}
+	if err := d.Record.admits(ticket, issued, r.now(), sameBoot); err != nil {
+		return false, &NotInstallingError{Reason: err.Error()}
 	}
 	return sameBoot, nil
 }

@@ -18,6 +18,8 @@ func (rec Record) IsHeld() bool { return !rec.Held.Since.IsZero() }
 func (rec Record) heldText() string {
 	text := rec.Name + " is held by the operator"
 	switch h := rec.Held; {
+	case h.By == byAppliance:
+		text = fmt.Sprintf("%s is held by the appliance (%s)", rec.Name, h.Reason)
 	case h.By != "" && h.Reason != "":
 		text += fmt.Sprintf(" (%s: %s)", h.By, h.Reason)
 	case h.By+h.Reason != "":
@@ -59,6 +61,9 @@ func (r *Rack) Unhold(ctx context.Context, name string) (Record, error) {
 		}
 		if !rec.Node.Deadline.IsZero() { // it was handed nothing, and not heard, meanwhile
 			rec.Node.Deadline = rec.Node.Deadline.Add(r.now().Sub(rec.Held.Since))
+		}
+		if rec.Held.By == byAppliance { // the operator vouches for it
+			r.signOfInstaller(name)
 		}
 		rec.Held = Held{}
 		return nil

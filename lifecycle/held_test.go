@@ -92,14 +92,14 @@ func TestHoldSaidTwiceAndUnholdOfWhatIsNotHeld(t *testing.T) {
 func TestKickstartOfAHeldMachine(t *testing.T) {
 	r, c := newRack(t, NewMemoryStore(), config())
 	boot(r, c, macMaster)
-	_, _, err := r.BeginInstall(t.Context(), macMaster)
+	_, _, err := r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	_, err = r.Hold(t.Context(), "kmaster", "", "")
 	require.NoError(t, err)
-	_, _, err = r.BeginInstall(t.Context(), macMaster)
+	_, _, err = r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
 	require.NoError(t, err, "curl --retry in the same boot")
 	boot(r, c, macMaster)
-	_, _, err = r.BeginInstall(t.Context(), macMaster)
+	_, _, err = r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
 	var refused *NotInstallingError
 	require.ErrorAs(t, err, &refused)
 	require.Contains(t, refused.Reason, "held by the operator")
@@ -193,7 +193,7 @@ func TestSeeReady(t *testing.T) {
 func TestProgressEndsWithANetworkBoot(t *testing.T) {
 	r, c := newRack(t, NewMemoryStore(), config())
 	boot(r, c, macMaster)
-	_, _, err := r.BeginInstall(t.Context(), macMaster)
+	_, _, err := r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	require.True(t, r.Report("kmaster", 1, Progress{Phase: "packages", Percent: 45}))
 	require.NotNil(t, r.Machines()[0].Progress)

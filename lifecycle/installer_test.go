@@ -16,7 +16,7 @@ func TestVerdict(t *testing.T) {
 	attempt := 0
 	for try := 1; try <= 3; try++ {
 		boot(r, c, macMaster)
-		rec, _, err := r.BeginInstall(ctx, macMaster)
+		rec, _, err := r.BeginInstall(ctx, macMaster, r.Ticket(macMaster))
 		require.NoError(t, err)
 		attempt = rec.Attempt
 		require.Equal(t, GoOn, r.Verdict("kmaster", attempt))
@@ -43,7 +43,7 @@ func TestVerdict(t *testing.T) {
 		texts(t, r, "verdict"), "once for each failure")
 
 	boot(r, c, macMaster)
-	_, _, err = r.BeginInstall(ctx, macMaster)
+	_, _, err = r.BeginInstall(ctx, macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	_, err = r.Apply(ctx, "kmaster", ReportDone, "")
 	require.NoError(t, err)

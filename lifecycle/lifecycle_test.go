@@ -143,7 +143,7 @@ func TestUnknownMachine(t *testing.T) {
 	require.Equal(t, ActionDiscover, r.Decide(macUnknown).Action)
 	r, _ = newRack(t, NewMemoryStore(), config(func(c *inventory.Config) { c.Network.DHCP.Unknown = inventory.UnknownIgnore }))
 	require.Equal(t, ActionIgnore, r.Decide(macUnknown).Action)
-	_, _, err := r.BeginInstall(t.Context(), macUnknown)
+	_, _, err := r.BeginInstall(t.Context(), macUnknown, r.Ticket(macUnknown))
 	var refused *NotInstallingError
 	require.ErrorAs(t, err, &refused)
 }
@@ -153,13 +153,13 @@ func TestInstallAttempts(t *testing.T) {
 	r, c := newRack(t, NewMemoryStore(), config())
 	boot(r, c, macMaster)
 
-	rec, first, err := r.BeginInstall(ctx, macMaster)
+	rec, first, err := r.BeginInstall(ctx, macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	require.Equal(t, []any{Installing, 1, 1}, []any{rec.State, rec.Attempt, rec.Tries})
 	require.NoError(t, r.CheckSecret("kmaster", 1, first))
 
 	// curl --retry in the same boot: the same attempt, a new secret
-	rec, second, err := r.BeginInstall(ctx, macMaster)
+	rec, second, err := r.BeginInstall(ctx, macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	require.Equal(t, []any{Installing, 1, 1}, []any{rec.State, rec.Attempt, rec.Tries})
 	require.ErrorIs(t, r.CheckSecret("kmaster", 1, first), ErrBadSecret)
@@ -169,18 +169,18 @@ func TestInstallAttempts(t *testing.T) {
 	for try := 2; try <= 3; try++ {
 		boot(r, c, macMaster)
 		require.Equal(t, ActionInstall, r.Decide(macMaster).Action)
-		rec, _, err = r.BeginInstall(ctx, macMaster)
+		rec, _, err = r.BeginInstall(ctx, macMaster, r.Ticket(macMaster))
 		require.NoError(t, err)
 		require.Equal(t, []int{try, try}, []int{rec.Attempt, rec.Tries})
 	}
 	require.ErrorIs(t, r.CheckSecret("kmaster", 1, second), ErrSuperseded)
 
 	// within its last try the installer may ask again; at the next boot it is held
-	_, _, err = r.BeginInstall(ctx, macMaster)
+	_, _, err = r.BeginInstall(ctx, macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	boot(r, c, macMaster)
 	require.Equal(t, ActionHold, r.Decide(macMaster).Action)
-	_, _, err = r.BeginInstall(ctx, macMaster)
+	_, _, err = r.BeginInstall(ctx, macMaster, r.Ticket(macMaster))
 	var refused *NotInstallingError
 	require.ErrorAs(t, err, &refused)
 
@@ -197,7 +197,7 @@ func TestFailureIsRetriedThenHeld(t *testing.T) {
 	for try := 1; try <= 3; try++ {
 		boot(r, c, macMaster)
 		require.Equal(t, ActionInstall, r.Decide(macMaster).Action, "try %d", try)
-		rec, _, err := r.BeginInstall(ctx, macMaster)
+		rec, _, err := r.BeginInstall(ctx, macMaster, r.Ticket(macMaster))
 		require.NoError(t, err)
 		require.Nil(t, rec.Failure)
 		require.Equal(t, []int{try, try}, []int{rec.Attempt, rec.Tries})
@@ -213,7 +213,7 @@ func TestFailureIsRetriedThenHeld(t *testing.T) {
 func TestFailureThatCannotBeRetriedHoldsAtOnce(t *testing.T) {
 	r, c := newRack(t, NewMemoryStore(), config())
 	boot(r, c, macMaster)
-	_, _, err := r.BeginInstall(t.Context(), macMaster)
+	_, _, err := r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	_, err = r.Fail(t.Context(), "kmaster", "no disk fits", false)
 	require.NoError(t, err)
@@ -458,7 +458,7 @@ func TestNothingIsShownThatIsNotOnDisk(t *testing.T) {
 	r, c := newRack(t, disk, config())
 	boot(r, c, macMaster)
 	disk.full = true
-	_, _, err := r.BeginInstall(ctx, macMaster)
+	_, _, err := r.BeginInstall(ctx, macMaster, r.Ticket(macMaster))
 	require.ErrorIs(t, err, errFull)
 	require.Equal(t, Armed, r.Decide(macMaster).Record.State)
 	lease := Lease{IP: netip.MustParseAddr("10.10.10.200"), MAC: macUnknown, State: LeaseBound, Expires: c.Now().Add(time.Hour)}
@@ -581,7 +581,7 @@ func TestFollow(t *testing.T) {
 func TestStatusHoldsNoSecret(t *testing.T) {
 	r, c := newRack(t, NewMemoryStore(), config())
 	boot(r, c, macMaster)
-	_, secret, err := r.BeginInstall(t.Context(), macMaster)
+	_, secret, err := r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	for _, m := range r.Machines() {
 		require.Empty(t, m.Record.SecretHash)

@@ -10,7 +10,7 @@ import (
 
 // Public is the record without what nobody needs to see.
 func (rec Record) Public() Record {
-	rec.SecretHash, rec.Node.CredentialHash = "", ""
+	rec.SecretHash, rec.Node.CredentialHash, rec.Node.SpentHash, rec.Ticket = "", "", "", ""
 	return rec
 }
 
@@ -166,7 +166,7 @@ func (r *Rack) CheckCredential(ctx context.Context, name string, attempt int, cr
 		if err := check(*rec); err != nil {
 			return err
 		}
-		rec.SecretHash, rec.Node.CredentialUsed = "", true
+		rec.Node.SpentHash, rec.SecretHash, rec.Node.CredentialUsed = rec.SecretHash, "", true
 		return nil
 	})
 	return err

@@ -15,7 +15,7 @@ import (
 func installed(t *testing.T, r *Rack, c *clock, mac inventory.MAC) (Record, string) {
 	t.Helper()
 	boot(r, c, mac)
-	rec, secret, err := r.BeginInstall(t.Context(), mac)
+	rec, secret, err := r.BeginInstall(t.Context(), mac, r.Ticket(mac))
 	require.NoError(t, err)
 	return rec, secret
 }
@@ -119,7 +119,7 @@ func TestBegunIsThePowerOnOfTheFirstInstallation(t *testing.T) {
 	c.forward(time.Hour)
 	boot(r, c, m.MAC)
 	powerOn := c.Now().Add(-time.Second)
-	rec, _, err := r.BeginInstall(t.Context(), m.MAC)
+	rec, _, err := r.BeginInstall(t.Context(), m.MAC, r.Ticket(m.MAC))
 	require.NoError(t, err)
 	require.Equal(t, powerOn, rec.Begun)
 	again, _ := installed(t, r, c, m.MAC)

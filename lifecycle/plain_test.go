@@ -28,7 +28,7 @@ func TestTextsBecomePlainLines(t *testing.T) {
 	r.Observe(Event{MAC: macMaster, Source: "http", Kind: "refused", Level: Alarm, Text: hostile})
 	r.Observe(Event{Source: "dhcp", Kind: "foreign", Text: hostile + strings.Repeat("y", 1<<20)})
 	r.See(Sighting{MAC: macUnknown, VendorClass: hostile, Hostname: hostile + strings.Repeat("y", 1<<20), Firmware: hostile})
-	_, _, err = r.BeginInstall(ctx, macMaster)
+	_, _, err = r.BeginInstall(ctx, macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	require.True(t, r.Report("kmaster", 1, Progress{Phase: hostile, Text: hostile}))
 	require.Equal(t, harmless+": "+harmless, r.Machines()[0].Progress.String())

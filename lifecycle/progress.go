@@ -44,6 +44,8 @@ type life struct {
 	sign     time.Time // when it was last heard of, in whatever way
 	asked    time.Time // when its installer last asked for its verdict
 	told     told
+
+	installer int // the attempt whose installer was seen at work
 }
 
 func (l *lives) get(name string) *life {
@@ -67,6 +69,7 @@ func (r *Rack) Report(name string, attempt int, p Progress) bool {
 	}
 	p.Phase, p.Text = plain.Line(p.Phase, maxPhase), plain.Line(p.Text, maxProgress)
 	p.At = r.now()
+	r.signOfInstaller(name)
 	r.lives.mu.Lock()
 	defer r.lives.mu.Unlock()
 	l := r.lives.get(name)

@@ -22,6 +22,8 @@ type Options struct {
 	Store Store
 	Log   *slog.Logger
 	Now   func() time.Time
+
+	TicketKey []byte // see LoadTicketKey; nil: one that ends with this Rack
 }
 
 // Rack holds the life of all machines. All methods are safe for concurrent use. What a method of the kind
@@ -30,6 +32,8 @@ type Rack struct {
 	store Store
 	log   *slog.Logger
 	now   func() time.Time
+
+	ticketKey []byte
 
 	// change is held for reading by the transitions of single machines, which wait for the disk, and for
 	// writing by what concerns several machines at once. It is taken before mu, never after: deciding what
@@ -75,6 +79,10 @@ func New(ctx context.Context, cfg *inventory.Config, o Options) (*Rack, error) {
 		sightings: map[inventory.MAC]*sighting{},
 		leases:    newLeaseIndex(),
 		used:      map[string]inventory.MAC{},
+		ticketKey: o.TicketKey,
+	}
+	if r.ticketKey == nil {
+		r.ticketKey = newTicketKey()
 	}
 	r.started = r.now()
 	r.journal.init()
@@ -334,6 +342,10 @@ type Decision struct {
 	Machine inventory.Machine // from the list
 	Record  Record
 	Reason  string // one line for people: on screens, in refusals
+	// Anonymous: who asks is not seen to be that machine, and is told neither its name nor its state.
+	Anonymous bool
+
+	Ticket string // of the boot script that says "install", see Ticket
 }
 
 // OffersNothing tells whether the machine gets no boot file at all, and why.

@@ -32,6 +32,7 @@ type Record struct {
 	Attempt    int           `json:"attempt"`               // counts armings and repeated installations, from 1; never falls
 	Tries      int           `json:"tries"`                 // installations begun since the operator last armed it
 	SecretHash string        `json:"secret_hash,omitempty"` // hex SHA-256 of the attempt's install token
+	Ticket     string        `json:"ticket,omitempty"`      // hex SHA-256 of the ticket that the last kickstart was given for
 	Since      time.Time     `json:"since"`                 // when State or Attempt last changed
 	Begun      time.Time     `json:"begun,omitzero"`        // power-on of the first installation since it was last armed
 	Node       Node          `json:"node,omitzero"`         // its way into the cluster
@@ -44,6 +45,7 @@ type Record struct {
 // the operator, but for the hash.
 type Node struct {
 	CredentialHash string    `json:"credential_hash,omitempty"` // hex SHA-256 of what the install token was exchanged for
+	SpentHash      string    `json:"spent_hash,omitempty"`      // hex SHA-256 of the install token, once it is void
 	CredentialUsed bool      `json:"credential_used,omitempty"` // the machine has it: the install token is void
 	Boot           Boot      `json:"boot,omitzero"`             // what its firmware boots first; outlives an attempt
 	CPUs           int       `json:"cpus,omitempty"`            // as the machine told

@@ -118,15 +118,16 @@ func (rec *Record) disown() {
 //
 // A machine that began before and has booted since lost its installation (a power cut, a crash): that is a
 // new attempt, and one more try. A repeated fetch within one boot (curl --retry) is the same attempt with a
-// new secret. A machine that is not to be installed gets a *NotInstallingError.
-func (r *Rack) BeginInstall(ctx context.Context, mac inventory.MAC) (rec Record, secret string, err error) {
+// new secret. The ticket is that of the machine's boot script. A machine that is not to be installed, and a ticket
+// that is not for it, get a *NotInstallingError.
+func (r *Rack) BeginInstall(ctx context.Context, mac inventory.MAC, ticket string) (rec Record, secret string, err error) {
 	m, ok := r.Machine(mac)
 	if !ok {
 		return Record{}, "", &NotInstallingError{Reason: fmt.Sprintf("%s is not in the list", mac)}
 	}
 	secret, hash := newSecret()
 	rec, err = r.update(ctx, m.Name, "kickstart fetched", func(rec *Record) error {
-		sameBoot, err := r.mayInstall(r.Decide(mac))
+		sameBoot, err := r.mayInstall(r.Decide(mac), ticket)
 		if err != nil {
 			return err
 		}
@@ -144,7 +145,7 @@ func (r *Rack) BeginInstall(ctx context.Context, mac inventory.MAC) (rec Record,
 		if rec.Begun.IsZero() {
 			rec.Begun = r.poweredOn(*rec)
 		}
-		rec.State, rec.Failure, rec.SecretHash = to, nil, hash
+		rec.State, rec.Failure, rec.SecretHash, rec.Ticket = to, nil, hash, hashSecret(ticket)
 		return nil
 	})
 	if err != nil {

@@ -18,7 +18,7 @@ func limited(t *testing.T, store Store) (*Rack, *clock) {
 	t.Helper()
 	r, c := newRack(t, store, limits())
 	boot(r, c, macMaster)
-	_, _, err := r.BeginInstall(t.Context(), macMaster)
+	_, _, err := r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	return r, c
 }
@@ -108,7 +108,7 @@ func TestStallsAreCounted(t *testing.T) {
 		r.failOverdue(ctx)
 		require.Equal(t, Failed, stateOf(t, r, "kmaster").State)
 		boot(r, c, macMaster)
-		_, _, err := r.BeginInstall(ctx, macMaster)
+		_, _, err := r.BeginInstall(ctx, macMaster, r.Ticket(macMaster))
 		require.Equal(t, try == 3, err != nil)
 	}
 	require.Equal(t, ActionHold, r.Decide(macMaster).Action)
@@ -139,7 +139,7 @@ func TestNoFalseAlarmAfterARestart(t *testing.T) {
 func TestNoLimitNoFailure(t *testing.T) {
 	r, c := newRack(t, NewMemoryStore(), config())
 	boot(r, c, macMaster)
-	_, _, err := r.BeginInstall(t.Context(), macMaster)
+	_, _, err := r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	c.forward(1000 * time.Hour)
 	r.failOverdue(t.Context())
@@ -175,7 +175,7 @@ func TestProgress(t *testing.T) {
 	require.Equal(t, "post 5%: hosts, 0s ago", shown())
 
 	boot(r, c, macMaster) // a power cut
-	_, _, err := r.BeginInstall(t.Context(), macMaster)
+	_, _, err := r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	require.Empty(t, shown(), "a new attempt begins at nothing")
 	require.False(t, r.Report("kmaster", 1, Progress{Phase: "post", Percent: 99}), "of the attempt before")
@@ -192,7 +192,7 @@ func TestRedact(t *testing.T) {
 		cfg.Machines[0].Install.Repos = map[string]inventory.Repo{"x": {URL: "https://u:hunter22@rpm.lab/"}}
 	}))
 	boot(r, c, macMaster)
-	_, secret, err := r.BeginInstall(t.Context(), macMaster)
+	_, secret, err := r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
 	require.NoError(t, err)
 	other := strings.Repeat("ab", 32)
 	text := "rootpw " + hash + " token=" + secret + " sum=" + other + " http://user:p%40ssword@proxy.lab p@ssword hunter22 $basearch $1"

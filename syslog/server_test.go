@@ -97,7 +97,7 @@ func (r *receiver) end() {
 
 func (r *receiver) begin(mac inventory.MAC) (secret string) {
 	r.t.Helper()
-	_, secret, err := r.rack.BeginInstall(r.t.Context(), mac)
+	_, secret, err := r.rack.BeginInstall(r.t.Context(), mac, r.rack.Ticket(mac))
 	require.NoError(r.t, err)
 	return secret
 }

@@ -79,7 +79,7 @@ func textErr(what string) func(*transfer, result, time.Duration) string {
 // result is how one request ended.
 type result struct {
 	ending ending
-	told   string // to the client, in an ERROR packet; fit for the timeline
+	told   string // to the client, in an ERROR packet, or of it to the operator; fit for the timeline
 	err    error  // detail, for the log alone where it is a fault
 	bytes  int64  // sent
 }
@@ -89,13 +89,22 @@ func replyTo(name string, err error) *protocolError {
 	var refusal *bootplan.Refusal
 	switch {
 	case errors.As(err, &refusal):
-		return &protocolError{codeAccessViolation, refusal.Reason, endRefused}
+		return &protocolError{codeAccessViolation, refusal.Error(), endRefused}
 	case errors.Is(err, fs.ErrNotExist):
 		return &protocolError{codeNotFound, "file not found: " + name, endNotFound}
 	case errors.Is(err, fs.ErrInvalid):
 		return &protocolError{codeAccessViolation, "access violation: not a file name: " + name, endRefused}
 	}
 	return errFault
+}
+
+// toldOf is what the timeline says of a reply: of a refusal its reason, which the client is not told.
+func toldOf(reply *protocolError, err error) string {
+	var refusal *bootplan.Refusal
+	if errors.As(err, &refusal) {
+		return refusal.Reason
+	}
+	return reply.text
 }
 
 // finish counts how a request ended, and tells the machine's timeline.

@@ -186,7 +186,7 @@ func (s *Server) transfer(t *transfer, out io.ReaderFrom) result {
 	if err != nil {
 		reply := replyTo(t.name, err)
 		conn.WriteToUDPAddrPort(reply.packet(), t.client) // best effort: a client that misses it asks again
-		return result{ending: reply.ending, told: reply.text, err: err}
+		return result{ending: reply.ending, told: toldOf(reply, err), err: err}
 	}
 	defer file.Close()
 	if t.mode == "octet" { // only there is the file as long on the wire as on the disk

@@ -89,7 +89,12 @@ func newDaemon(ctx context.Context, cfg *inventory.Config, load func() (*invento
 		return nil, err
 	}
 	d.store = db
-	if d.rack, err = lifecycle.New(ctx, cfg, lifecycle.Options{Store: db, Log: log, Now: time.Now}); err != nil {
+	key, err := lifecycle.LoadTicketKey(cfg.Server.DataDir)
+	if err != nil {
+		library.Close()
+		return nil, err
+	}
+	if d.rack, err = lifecycle.New(ctx, cfg, lifecycle.Options{Store: db, Log: log, Now: time.Now, TicketKey: key}); err != nil {
 		library.Close()
 		return nil, err
 	}

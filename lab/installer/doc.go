@@ -13,7 +13,7 @@
 // installs into a directory that holds the lab's system already (see lab.System), for instance an overlay:
 //
 //	ip netns exec knode1 rackstrap lab-installer --root /srv/knode1 --interface eth0 --mac 52:54:00:00:00:81 \
-//	  --serial knode1 --kernel-args "inst.ks=http://10.10.10.1:8080/ks/52-54-… BOOTIF=01-52-54-… ip=dhcp inst.ks.sendmac …"
+//	  --serial knode1 --kernel-args "inst.ks=http://10.10.10.1:8080/ks/52-54-…/… BOOTIF=01-52-54-… ip=dhcp inst.ks.sendmac …"
 //
 // or, in Go, from a process that is in the machine's network namespace:
 //

@@ -270,8 +270,8 @@ func (b *booter) checkArgs(args string) error {
 		key, value, _ := strings.Cut(word, "=")
 		found[key] = value
 	}
-	if ks := found["inst.ks"]; !strings.HasSuffix(ks, "/ks/"+mac) {
-		return fmt.Errorf("inst.ks=%s is not this machine's kickstart (/ks/%s)", ks, mac)
+	if ks := found["inst.ks"]; !strings.Contains(ks, "/ks/"+mac+"/") {
+		return fmt.Errorf("inst.ks=%s is not this machine's kickstart (/ks/%s/…)", ks, mac)
 	}
 	if found["BOOTIF"] != "01-"+mac {
 		return fmt.Errorf("BOOTIF=%s is not this machine's NIC", found["BOOTIF"])

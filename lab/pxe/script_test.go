@@ -33,7 +33,7 @@ func bootServer(t *testing.T) string {
 	return server.URL
 }
 
-const goodArgs = "inst.ks=http://10.0.0.1/ks/52-54-00-00-00-81 BOOTIF=01-52-54-00-00-00-81 ip=dhcp"
+const goodArgs = "inst.ks=http://10.0.0.1/ks/52-54-00-00-00-81/TICKET BOOTIF=01-52-54-00-00-00-81 ip=dhcp"
 
 func TestScripts(t *testing.T) {
 	base := bootServer(t)
@@ -45,7 +45,7 @@ func TestScripts(t *testing.T) {
 		fault        string
 	}{
 		{name: "install", script: fmt.Sprintf(install, goodArgs), want: Decision{Install, "initrd=initrd.img " + goodArgs}},
-		{name: "another machine's kickstart", script: fmt.Sprintf(install, strings.Replace(goodArgs, "81 BOOTIF", "82 BOOTIF", 1)), want: Decision{Action: LocalDisk}},
+		{name: "another machine's kickstart", script: fmt.Sprintf(install, strings.Replace(goodArgs, "81/TICKET BOOTIF", "82/TICKET BOOTIF", 1)), want: Decision{Action: LocalDisk}},
 		{name: "another machine's NIC", script: fmt.Sprintf(install, strings.Replace(goodArgs, "81 ip", "82 ip", 1)), want: Decision{Action: LocalDisk}},
 		{name: "no kernel", script: "kernel " + base + "/initrd.img || goto disk\nboot\n:disk\nsanboot --no-describe --drive 0x80 || exit 1", want: Decision{Action: LocalDisk}},
 		{name: "cut short", script: "kernel " + base + "/short " + goodArgs + "\nboot", fault: "unexpected EOF"},

@@ -1,0 +1,79 @@
+package lifecycle
+
+import (
+	"context"
+	"crypto/subtle"
+	"net/netip"
+)
+
+// byAppliance is who holds a machine that two parties seem to act as.
+const byAppliance = "rackstrap"
+
+// SignOfInstaller notes that the installer of the machine with an address of the list was seen at work: it fetched its
+// second stage, a package or the agent. Its reports and its log are signs, too (Report).
+func (r *Rack) SignOfInstaller(from netip.Addr) {
+	mac, ok := r.MACByIP(from)
+	if !ok {
+		return
+	}
+	if m, listed := r.Machine(mac); listed {
+		r.signOfInstaller(m.Name)
+	}
+}
+
+func (r *Rack) signOfInstaller(name string) {
+	r.mu.RLock()
+	rec := r.records[name]
+	r.mu.RUnlock()
+	if rec.State != Installing {
+		return
+	}
+	r.lives.mu.Lock()
+	defer r.lives.mu.Unlock()
+	r.lives.get(name).installer = rec.Attempt
+}
+
+// installerSeen tells whether the installer of a machine's attempt was seen at work, or the daemon was not there all the
+// time to see it.
+func (r *Rack) installerSeen(rec Record) bool {
+	if r.started.After(rec.Since) {
+		return true
+	}
+	r.lives.mu.Lock()
+	defer r.lives.mu.Unlock()
+	return r.lives.get(rec.Name).installer == rec.Attempt
+}
+
+// CheckInstaller holds a machine that calls as if it were installed although nothing was seen of its installer: *HeldError.
+// Whoever has read its kickstart could do so at once. The secret is the attempt's; one that is not is somebody else's business.
+func (r *Rack) CheckInstaller(ctx context.Context, name string, attempt int, secret string) error {
+	rec, err := r.record(name)
+	if err != nil || rec.State != Installing || rec.checkSecret(attempt, secret, rec.SecretHash) != nil || r.installerSeen(rec) {
+		return nil
+	}
+	return r.suspect(ctx, rec, "it calls as if it were installed, and nothing was seen of its installer: no step of its scripts, no log, "+
+		"no request for its second stage, its packages or the agent")
+}
+
+// CheckSpent holds a machine in whose name an install token is presented that was exchanged already, and whose credential has
+// been in use since: *HeldError. One of the two is not the machine.
+func (r *Rack) CheckSpent(ctx context.Context, name string, attempt int, secret string) error {
+	rec, err := r.record(name)
+	if err != nil || attempt != rec.Attempt || rec.Node.SpentHash == "" ||
+		subtle.ConstantTimeCompare([]byte(hashSecret(secret)), []byte(rec.Node.SpentHash)) != 1 {
+		return nil
+	}
+	return r.suspect(ctx, rec, "two parties act as this machine: its install token was presented again after it had been exchanged and its credential used")
+}
+
+// suspect holds a machine, with an alarm, until the operator has looked.
+func (r *Rack) suspect(ctx context.Context, rec Record, reason string) error {
+	if !rec.IsHeld() {
+		var err error
+		if rec, err = r.Hold(ctx, rec.Name, byAppliance, reason); err != nil {
+			return err
+		}
+		r.Observe(Event{MAC: rec.MAC, Machine: rec.Name, Attempt: rec.Attempt, Source: "lifecycle", Kind: "suspect", Level: Alarm, Text: reason})
+	}
+	return rec.RefuseHeld()
+}

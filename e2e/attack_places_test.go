@@ -46,6 +46,7 @@ func besiege(t *testing.T, name, attack string) *siege {
 	tree := filepath.Join(filepath.Dir(s.config), "tree")
 	require.NoError(t, os.WriteFile(filepath.Join(tree, "large"), nil, 0o644))
 	require.NoError(t, os.Truncate(filepath.Join(tree, "large"), 64<<20))
+	ip(t, "-n "+s.n.clients+" link set cli0 address "+stormMAC(0).String())
 	ip(t, "-n "+s.n.clients+" addr add 10.20.1.1/16 dev cli0")
 	for _, prefix := range []string{placesStrangers, placesSpoofed} {
 		ip(t, "-n "+s.n.clients+" route add local "+prefix+" dev lo")

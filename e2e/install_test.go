@@ -66,6 +66,7 @@ func newInstaller(t *testing.T, n network, config string, machine int) *installe
 	kickstart, err := kickstartOf(i.inside("curl", "-sSf", "http://10.20.0.1:8080/boot/"+mac+"/ipxe"))
 	require.NoError(t, err)
 	i.kickstart = i.inside("curl", "-sSf", "-H", "X-RHN-Provisioning-MAC-0: eth0 "+stormMAC(machine).String(), kickstart)
+	i.inside("curl", "-sSf", "-o", os.DevNull, "http://10.20.0.1:8080/media/tree/.treeinfo")
 	return i
 }
 

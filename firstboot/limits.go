@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"rackstrap/firstboot/api"
 )
 
 // maxPeers is how many sources are told apart at once; beyond, those that are quiet are forgotten.
@@ -31,8 +33,33 @@ type limits struct {
 	peers map[source]*peer
 }
 
+// What a machine may send of words: reports and logs, by the size that their headers announce. An agent's logs have a MiB at
+// most, and a handful of them is sent at once.
+const (
+	wordsBurst = 16 << 20
+	wordsRate  = 512 << 10 // bytes a second
+	// reportsBurst and reportsRate bound reports by their number, each of which is an event on the disk.
+	reportsBurst = 400
+	reportsRate  = 20 // a second
+)
+
+// words takes the size of a report or a log from what its machine may send; false: it has to wait.
+func (l *limits) words(from source, size int64, report bool) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p, now := l.peer(from), l.now()
+	if report && !p.reports.AllowN(now, 1) {
+		return false
+	}
+	if size < 0 { // it does not say
+		size = api.MaxBody
+	}
+	return p.words.AllowN(now, int(min(size, wordsBurst)))
+}
+
 type peer struct {
 	calls, refusals *rate.Limiter
+	words, reports  *rate.Limiter
 	under           int // calls under way
 }
 
@@ -82,6 +109,8 @@ func (l *limits) peer(from source) *peer {
 	p := &peer{
 		calls:    rate.NewLimiter(rate.Limit(l.calls), max(1, int(4*l.calls))),
 		refusals: rate.NewLimiter(rate.Limit(l.refusal), max(1, int(30*l.refusal))),
+		words:    rate.NewLimiter(wordsRate, wordsBurst),
+		reports:  rate.NewLimiter(reportsRate, reportsBurst),
 	}
 	l.peers[from] = p
 	return p

@@ -32,8 +32,8 @@ var errNoLogs = echo.NewHTTPError(http.StatusNotFound, "logs are not kept here")
 // logs keeps what agents leave: dir/NAME/ATTEMPT-LOG, mode 0600. What looks like a secret is removed before, and the
 // lines are plain ones: people read them in terminals.
 type logs struct {
-	dir string
-	mu  sync.Mutex
+	dir   string
+	turns sync.Map // by machine: one write at a time
 }
 
 func (l *logs) put(machine string, attempt int, name string, text []byte) error {
@@ -43,14 +43,16 @@ func (l *logs) put(machine string, attempt int, name string, text []byte) error 
 	if !logShape.MatchString(name) {
 		return echo.NewHTTPError(http.StatusBadRequest, "a log's name has lower-case letters, digits, dots and hyphens, at most 64")
 	}
+	plainText := []byte(plain.Lines(cluster.Redact(string(text)), api.MaxLog))
 	dir := filepath.Join(l.dir, machine) // a machine of the list: its name is a label of DNS
-	l.mu.Lock()
-	defer l.mu.Unlock()
+	turn, _ := l.turns.LoadOrStore(machine, &sync.Mutex{})
+	turn.(*sync.Mutex).Lock()
+	defer turn.(*sync.Mutex).Unlock()
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return fmt.Errorf("logs: %w", err)
 	}
 	path := filepath.Join(dir, fmt.Sprintf("%d-%s", attempt, name))
-	if err := writeAtomically(path, []byte(plain.Lines(cluster.Redact(string(text)), api.MaxLog))); err != nil {
+	if err := writeAtomically(path, plainText); err != nil {
 		return fmt.Errorf("logs: %w", err)
 	}
 	return l.prune(dir)

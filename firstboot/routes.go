@@ -30,6 +30,10 @@ type operation struct {
 	handle       func(*Server, echo.Context, caller) error
 }
 
+// words are the operations by which a machine sends texts, whose size and number have a budget; true: reports, each of which
+// is an event.
+var words = map[string]bool{"reportEvent": true, "putLog": false}
+
 const base = "/api/v1/nodes/:name"
 
 func operations() []operation {
@@ -121,8 +125,12 @@ func (s *Server) guarded(op operation) echo.HandlerFunc {
 		if op.body == "" {
 			limit = api.MaxLog
 		}
-		if c.Request().ContentLength > limit {
+		size := c.Request().ContentLength
+		if size > limit {
 			return errTooLarge
+		}
+		if report, isWords := words[op.id]; isWords && !s.limits.words(who, size, report) {
+			return errTooMany
 		}
 		c.Request().Body = http.MaxBytesReader(c.Response(), c.Request().Body, limit)
 		return op.handle(s, c, call)

@@ -28,6 +28,7 @@ type journal struct {
 	dropped   uint64
 	forgotten []inventory.MAC
 	followers map[chan Event]struct{}
+	quotas    quotas
 	writing   sync.Mutex // one flush at a time, so that the order of events stays
 }
 
@@ -93,9 +94,23 @@ func (r *Rack) Observe(e Event) {
 	if e.Machine != "" && e.Level != Alarm && e.Source != "lifecycle" && e.Source != "operator" {
 		r.alive(e.Machine, e.Time) // an alarm may be about somebody else who asked in its place
 	}
+	if e.Class() != Story && !r.journal.quotas.admit(e) {
+		return
+	}
+	r.note(e)
+}
+
+func (r *Rack) note(e Event) {
 	r.journal.add(e)
 	r.journal.announce(e)
 	r.logEvent(e)
+}
+
+// reportCounted notes how many observations were counted and not listed, of those kinds whose time is over, or of all.
+func (r *Rack) reportCounted(all bool) {
+	for _, e := range r.journal.quotas.sweep(r.now(), all) {
+		r.note(e.Plain())
+	}
 }
 
 // attribute fills in whose event it is, and tells whether it is noted.
@@ -221,9 +236,11 @@ func (r *Rack) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
+			r.reportCounted(true)
 			return r.Flush(context.WithoutCancel(ctx))
 		case <-ticker.C:
 			r.reportLeftOut()
+			r.reportCounted(false)
 			if err := r.Flush(ctx); err != nil {
 				// A full disk: transitions report it to whoever asks for one; observations wait here,
 				// bounded, until there is room again.

@@ -12,7 +12,7 @@ import (
 	"rackstrap/inventory"
 )
 
-// EventsPerMachine is how many events a store keeps for each MAC (the zero MAC, the rack, included).
+// EventsPerMachine is how many events of each class a store keeps for each MAC (the zero MAC, the rack, included).
 const EventsPerMachine = 500
 
 // MemoryStore is a Store that forgets everything at exit: for tests and rehearsals.
@@ -126,7 +126,17 @@ func (s *MemoryStore) append(events []Event) {
 		s.seq++
 		e.Seq = s.seq
 		kept := append(s.events[e.MAC], e)
-		s.events[e.MAC] = kept[max(0, len(kept)-EventsPerMachine):]
+		of := func(kept Event) bool { return kept.Class() == e.Class() }
+		held := 0
+		for _, k := range kept {
+			if of(k) {
+				held++
+			}
+		}
+		if held > EventsPerMachine {
+			kept = slices.Delete(kept, slices.IndexFunc(kept, of), slices.IndexFunc(kept, of)+1)
+		}
+		s.events[e.MAC] = kept
 	}
 }
 

@@ -199,6 +199,37 @@ func TestEvents(t *testing.T) {
 	})
 }
 
+// Each class of events has places of its own.
+func TestEventsOfAClassTakeItsPlacesOnly(t *testing.T) {
+	eachStore(t, func(t *testing.T, s lifecycle.Store) {
+		story := event(hostA, "the story")
+		story.Source = "lifecycle"
+		alarm := event(hostA, "the alarm")
+		alarm.Source, alarm.Level = "http", lifecycle.Alarm
+		require.NoError(t, s.Append(ctx, []lifecycle.Event{story, alarm}, nil))
+		for i := 0; i < lifecycle.EventsPerMachine+30; i += 10 {
+			var batch []lifecycle.Event
+			for j := range 10 {
+				e := event(hostA, fmt.Sprint(i+j))
+				e.Source = "http"
+				batch = append(batch, e)
+			}
+			require.NoError(t, s.Append(ctx, batch, nil))
+		}
+		kept, err := s.Events(ctx, lifecycle.EventQuery{MAC: hostA})
+		require.NoError(t, err)
+		require.Len(t, kept, lifecycle.EventsPerMachine+2)
+		require.Equal(t, []string{"the story", "the alarm"}, texts(kept[:2]), "in the order of time")
+		last, err := s.Events(ctx, lifecycle.EventQuery{MAC: hostA, Limit: 3})
+		require.NoError(t, err)
+		require.Equal(t, []string{"527", "528", "529"}, texts(last))
+		require.NoError(t, s.Forget(ctx, []inventory.MAC{hostA}))
+		kept, err = s.Events(ctx, lifecycle.EventQuery{MAC: hostA})
+		require.NoError(t, err)
+		require.Empty(t, kept)
+	})
+}
+
 func TestEventsAreBounded(t *testing.T) {
 	eachStore(t, func(t *testing.T, s lifecycle.Store) {
 		const more = 30

@@ -48,9 +48,12 @@ func (s *Store) Append(ctx context.Context, events []lifecycle.Event, sightings 
 
 // line is an event ready to be stored. Its Seq is not in the value: the key is, given at the last moment.
 type line struct {
-	mac   inventory.MAC
+	log   []byte // see logName
 	value []byte
 }
+
+// logName is the bucket of the events of one class about one MAC. Those of no class are all that versions up to 3 wrote.
+func logName(mac inventory.MAC, class lifecycle.Class) []byte { return append(mac[:], class...) }
 
 // encode prepares events for appendEvents, outside of the transaction that others share.
 func encode(events []lifecycle.Event) ([]line, error) {
@@ -61,13 +64,13 @@ func encode(events []lifecycle.Event) ([]line, error) {
 		if err != nil {
 			return nil, fmt.Errorf("store event of %v: %w", e.MAC, err)
 		}
-		lines[i] = line{e.MAC, value}
+		lines[i] = line{logName(e.MAC, e.Class()), value}
 	}
 	return lines, nil
 }
 
-// appendEvents gives each event its Seq and drops the oldest of its machine, which is one step of a cursor:
-// a machine's bucket knows how many it holds.
+// appendEvents gives each event its Seq and drops the oldest of its machine and class, which is one step of a cursor:
+// a bucket knows how many it holds.
 func appendEvents(tx *bolt.Tx, lines []line) error {
 	root := tx.Bucket(bucketEvents)
 	for _, l := range lines {
@@ -75,7 +78,7 @@ func appendEvents(tx *bolt.Tx, lines []line) error {
 		if err != nil {
 			return err
 		}
-		log, err := root.CreateBucketIfNotExists(l.mac[:])
+		log, err := root.CreateBucketIfNotExists(l.log)
 		if err != nil {
 			return err
 		}
@@ -109,8 +112,10 @@ func (s *Store) Events(ctx context.Context, q lifecycle.EventQuery) ([]lifecycle
 		root := tx.Bucket(bucketEvents)
 		macs := q.MACs()
 		for _, mac := range macs {
-			if err := s.newest(root.Bucket(mac[:]), q, &found); err != nil {
-				return err
+			for _, class := range lifecycle.Classes() {
+				if err := s.newest(root.Bucket(logName(mac, class)), q, &found); err != nil {
+					return err
+				}
 			}
 		}
 		if len(macs) > 0 {
@@ -170,11 +175,14 @@ func (s *Store) Forget(ctx context.Context, macs []inventory.MAC) error {
 			if err := tx.Bucket(bucketSightings).Delete(mac[:]); err != nil {
 				return err
 			}
-			if events.Bucket(mac[:]) == nil {
-				continue
-			}
-			if err := events.DeleteBucket(mac[:]); err != nil {
-				return err
+			for _, class := range lifecycle.Classes() {
+				log := logName(mac, class)
+				if events.Bucket(log) == nil {
+					continue
+				}
+				if err := events.DeleteBucket(log); err != nil {
+					return err
+				}
 			}
 		}
 		return nil

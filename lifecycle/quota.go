@@ -1,0 +1,126 @@
+package lifecycle
+
+import (
+	"fmt"
+	"sync"
+	"time"
+
+	"rackstrap/inventory"
+)
+
+// Class says which of a machine's places in the store an event takes: each class has EventsPerMachine of its own, so that
+// what anybody can cause in number does not push out what happened.
+type Class string
+
+// The classes.
+const (
+	Story  Class = "s" // transitions, holds, works: what the appliance and the operator did
+	Alarms Class = "a" // alarms of the listeners
+	Traces Class = ""  // requests, packets, progress, words of peers
+)
+
+// Classes are all of them.
+func Classes() []Class { return []Class{Traces, Alarms, Story} }
+
+// Class is that of an event. What a machine says of itself is a trace, whoever notes it.
+func (e Event) Class() Class {
+	switch e.Source {
+	case "lifecycle", "operator":
+		return Story
+	case "cluster":
+		if e.Kind != "facts" && e.Kind != "clock" {
+			return Story
+		}
+	}
+	if e.Level == Alarm {
+		return Alarms
+	}
+	return Traces
+}
+
+// Of a kind of observation about one machine so many are listed within quotaFor; more are counted, and then reported by
+// one event.
+const (
+	quotaFor     = time.Minute
+	quotaOf      = 120
+	quotaOfAlarm = 10
+	// maxQuotas bounds what is counted at once; beyond, observations are left out.
+	maxQuotas = 20_000
+)
+
+type quotaKey struct {
+	mac    inventory.MAC
+	name   string
+	source string
+	kind   string
+	alarm  bool
+}
+
+type quota struct {
+	since  time.Time
+	listed int
+	left   int
+	last   Event
+}
+
+// quotas counts observations by machine, source and kind.
+type quotas struct {
+	mu    sync.Mutex
+	of    map[quotaKey]*quota
+	swept time.Time
+}
+
+// admit tells whether an observation is listed; else it is counted.
+func (q *quotas) admit(e Event) bool {
+	limit := quotaOf
+	if e.Level == Alarm {
+		limit = quotaOfAlarm
+	}
+	key := quotaKey{e.MAC, e.Machine, e.Source, e.Kind, e.Level == Alarm}
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.of == nil {
+		q.of = map[quotaKey]*quota{}
+	}
+	one := q.of[key]
+	if one == nil {
+		if len(q.of) >= maxQuotas {
+			return false
+		}
+		one = &quota{since: e.Time}
+		q.of[key] = one
+	}
+	if one.listed < limit {
+		one.listed++
+		return true
+	}
+	one.left++
+	one.last = e
+	return false
+}
+
+// sweep takes what is over: for each kind of which some were left out, the event that says how many. With all of them, those
+// that are not over, too.
+func (q *quotas) sweep(now time.Time, all bool) (reports []Event) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if !all && now.Sub(q.swept) < quotaFor/20 {
+		return nil
+	}
+	q.swept = now
+	for key, one := range q.of {
+		age := now.Sub(one.since)
+		if !all && age >= 0 && age < quotaFor {
+			continue
+		}
+		delete(q.of, key)
+		if one.left == 0 {
+			continue
+		}
+		e := one.last
+		e.Time = now
+		e.Text = fmt.Sprintf("%d more of this kind since %s; the last one: %s", one.left, one.since.UTC().Format("15:04:05"), e.Text)
+		reports = append(reports, e)
+	}
+	return reports
+}

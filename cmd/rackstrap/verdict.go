@@ -56,7 +56,7 @@ func verdict(ctx context.Context, cfg *inventory.Config, how reach) (report pref
 		Sources: func(m inventory.Machine) (kickstart.Sources, error) { return machineSources(renderer, cfg, m) },
 		Agents:  examineAgents(&report, cfg.Server.AgentsDir),
 		Servers: how.servers, Served: how.served,
-		Fetch: repo.Options{Proxy: proxyOf(func() *inventory.Config { return cfg })},
+		Fetch: repo.Options{Proxy: proxyOf(func() *inventory.Config { return cfg }), Memory: new(repo.Memory)},
 	})...)
 	for _, err := range checkKickstarts(renderer, cfg) {
 		report.Fault("kickstarts", "%v", err)

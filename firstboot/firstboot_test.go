@@ -6,12 +6,15 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -38,7 +41,7 @@ type plane struct {
 // newPlane serves one machine whose reserved address is the loopback's.
 func newPlane(t *testing.T) *plane {
 	t.Helper()
-	p := &plane{now: time.Now(), log: &bytes.Buffer{}}
+	p := &plane{now: time.Now().Add(-time.Hour), log: &bytes.Buffer{}}
 	log := slog.New(slog.NewTextHandler(p.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	local := netip.MustParseAddr("127.0.0.1")
 	install := inventory.Install{Attempts: 3}
@@ -310,4 +313,36 @@ func FuzzFailureOf(f *testing.F) {
 		require.LessOrEqual(t, len(reason), maxReason+len(phase)+40)
 		require.Equal(t, -1, strings.IndexFunc(reason, func(r rune) bool { return r < ' ' || r == 0x7f || r > '~' && r != '…' }), "%q", reason)
 	})
+}
+
+// Firmware that asks in the name of a machine whose agent goes on with its connection is somebody else.
+func TestConnectionThatOutlivesABoot(t *testing.T) {
+	p := newPlane(t)
+	secret, attempt := p.install(t)
+	p.now = p.now.Add(time.Second)
+	require.Equal(t, http.StatusNoContent, p.post(t, "kmaster", secret, api.Event{Attempt: attempt, Kind: "installed", Phase: "post"}))
+	given, err := p.cluster.Exchange(t.Context(), "kmaster", secret, api.Exchange{Attempt: attempt, MAC: mac.String()})
+	require.NoError(t, err)
+	suspected := func() bool {
+		m, err := p.rack.Member("kmaster")
+		require.NoError(t, err)
+		require.False(t, m.Record.IsHeld())
+		req, err := http.NewRequest(http.MethodGet, p.url+"kmaster/work", nil)
+		require.NoError(t, err)
+		req.Header.Set("Authorization", "Bearer "+given.Credential)
+		req.Header.Set(api.HeaderAttempt, strconv.Itoa(attempt))
+		resp, err := p.client.Do(req)
+		require.NoError(t, err)
+		_, err = io.Copy(io.Discard, resp.Body)
+		require.NoError(t, errors.Join(err, resp.Body.Close()))
+		require.Less(t, resp.StatusCode, 300)
+		return strings.Contains(p.rack.Machines()[0].Reason, "somebody else")
+	}
+	require.False(t, suspected())
+	p.rack.See(lifecycle.Sighting{MAC: mac, LastBoot: time.Now()}) // as connections, by the real clock
+	p.client.CloseIdleConnections()
+	require.False(t, suspected(), "it has booted")
+	p.now = time.Now()
+	p.rack.See(lifecycle.Sighting{MAC: mac, LastBoot: time.Now()})
+	require.True(t, suspected())
 }

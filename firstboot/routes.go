@@ -120,6 +120,9 @@ func (s *Server) guarded(op operation) echo.HandlerFunc {
 				return err
 			}
 			s.o.Cluster.Heard(name)
+			if made, ok := c.Request().Context().Value(madeKey{}).(time.Time); ok {
+				s.o.Rack.CheckConnection(name, made)
+			}
 		}
 		limit := int64(api.MaxBody)
 		if op.body == "" {

@@ -98,10 +98,13 @@ func Listen(o Options) (*Server, error) {
 	protocols := &http.Protocols{}
 	protocols.SetHTTP1(true) // one connection a machine: HTTP/2 would only cost memory
 	s.http = &http.Server{
-		Handler:           s.routes(),
-		Protocols:         protocols,
-		TLSConfig:         &tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: suites, GetCertificate: s.tls.get},
-		ConnState:         places.ConnState,
+		Handler:   s.routes(),
+		Protocols: protocols,
+		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, CipherSuites: suites, GetCertificate: s.tls.get},
+		ConnState: places.ConnState,
+		ConnContext: func(ctx context.Context, _ net.Conn) context.Context {
+			return context.WithValue(ctx, madeKey{}, time.Now()) // not the injected clock, which tests move meanwhile
+		},
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       bodyTimeout,
 		WriteTimeout:      answerTimeout,
@@ -111,6 +114,9 @@ func Listen(o Options) (*Server, error) {
 	}
 	return s, nil
 }
+
+// madeKey is where the context of a call has the time at which its connection was made.
+type madeKey struct{}
 
 func setDefault[T comparable](field *T, value T) {
 	if *field == *new(T) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/subtle"
 	"net/netip"
+	"time"
 )
 
 // byAppliance is who holds a machine that two parties seem to act as.
@@ -64,6 +65,42 @@ func (r *Rack) CheckSpent(ctx context.Context, name string, attempt int, secret 
 		return nil
 	}
 	return r.suspect(ctx, rec, "two parties act as this machine: its install token was presented again after it had been exchanged and its credential used")
+}
+
+// CheckConnection looks at a call of a machine's agent on a connection that was made at a time: where firmware asked by DHCP
+// in its name since, that was somebody else, for a machine that boots has lost its connections. That is an alarm, once for each
+// such boot; it holds nothing, since anybody can make DHCP requests up.
+func (r *Rack) CheckConnection(name string, made time.Time) {
+	rec, err := r.record(name)
+	if err != nil {
+		return
+	}
+	boot := r.lastBoot(rec)
+	if made.IsZero() || !boot.After(made) {
+		return
+	}
+	r.lives.mu.Lock()
+	l := r.lives.get(name)
+	news := !l.parties.Equal(boot)
+	l.parties = boot
+	r.lives.mu.Unlock()
+	if news {
+		r.Observe(Event{MAC: rec.MAC, Machine: name, Attempt: rec.Attempt, Source: "lifecycle", Kind: "suspect", Level: Alarm,
+			Text: "two parties act as this machine: firmware asked by DHCP in its name, while a connection of its agent from before goes on"})
+	}
+}
+
+// partiesFor is how long `status` shows that somebody asked in a machine's name while it ran.
+const partiesFor = time.Hour
+
+// twoParties tells what `status` says of a machine in whose name somebody else asked; "": nobody did.
+func (r *Rack) twoParties(name string) string {
+	r.lives.mu.Lock()
+	defer r.lives.mu.Unlock()
+	if at := r.lives.get(name).parties; !at.IsZero() && r.now().Sub(at) < partiesFor {
+		return "somebody else asked by DHCP in its name while it ran (" + at.UTC().Format(time.TimeOnly) + ")"
+	}
+	return ""
 }
 
 // suspect holds a machine, with an alarm, until the operator has looked.

@@ -45,7 +45,8 @@ type life struct {
 	asked    time.Time // when its installer last asked for its verdict
 	told     told
 
-	installer int // the attempt whose installer was seen at work
+	installer int       // the attempt whose installer was seen at work
+	parties   time.Time // boot of somebody who asked in its name while it ran
 }
 
 func (l *lives) get(name string) *life {

@@ -475,6 +475,9 @@ func (r *Rack) Machines() []Status {
 			if where := r.standing(st.Record, r.lastBootSeen(st.Record)); where != "" {
 				st.Reason = where + "; " + st.Reason
 			}
+			if who := r.twoParties(m.Name); who != "" {
+				st.Reason = who + "; " + st.Reason
+			}
 		}
 		all = append(all, st)
 	}

@@ -169,3 +169,33 @@ func TestSignsOfAnInstaller(t *testing.T) {
 		})
 	}
 }
+
+// A machine that boots has lost its connections: where one goes on, somebody else has asked in its name.
+func TestFirmwareBesideTheAgent(t *testing.T) {
+	r, clock := newRack(t, NewMemoryStore(), config())
+	boot(r, clock, macMaster)
+	made := clock.Now()
+	alarms := func() (n int) {
+		events, err := r.Events(t.Context(), EventQuery{MAC: macMaster})
+		require.NoError(t, err)
+		for _, e := range events {
+			if e.Kind == "suspect" {
+				n++
+			}
+		}
+		return n
+	}
+	r.CheckConnection("kmaster", made)
+	require.Zero(t, alarms(), "it booted before")
+	boot(r, clock, macMaster)
+	r.CheckConnection("kmaster", clock.Now())
+	require.Zero(t, alarms(), "it has booted again, and made another one")
+	for range 3 {
+		r.CheckConnection("kmaster", made)
+	}
+	require.Equal(t, 1, alarms())
+	require.Contains(t, r.Machines()[0].Reason, "somebody else asked by DHCP in its name while it ran")
+	require.False(t, r.Machines()[0].Record.IsHeld())
+	clock.forward(partiesFor)
+	require.NotContains(t, r.Machines()[0].Reason, "somebody else")
+}

@@ -50,14 +50,22 @@ func (p *Plan) SetNeighbours(of func(netip.Addr) (inventory.MAC, bool)) { p.neig
 // Foreign tells whether the client with this address is seen to be other hardware than the machine with that MAC. Behind a
 // router nobody sees that.
 func (p *Plan) Foreign(mac inventory.MAC, client netip.Addr) (hardware inventory.MAC, yes bool) {
-	hardware, seen := p.neighbour(client)
+	hardware, seen := p.hardware(client)
 	return hardware, seen && !p.rack.SameMachine(hardware, mac)
+}
+
+// hardware is the hardware address of a client, where it can be seen.
+func (p *Plan) hardware(client netip.Addr) (inventory.MAC, bool) {
+	if p.rack.Config().Network.ProxiedARP {
+		return inventory.MAC{}, false
+	}
+	return p.neighbour(client)
 }
 
 // recognised tells whether the client with this address is the machine with that MAC, as far as can be seen: by its
 // hardware address, or behind a router by the address that it was given.
 func (p *Plan) recognised(mac inventory.MAC, client netip.Addr) bool {
-	own, known := p.neighbour(client)
+	own, known := p.hardware(client)
 	if !known {
 		own, known = p.rack.MACByIP(client)
 	}

@@ -6,8 +6,6 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
-
-	"rackstrap/firstboot/api"
 )
 
 // maxPeers is how many sources are told apart at once; beyond, those that are quiet are forgotten.
@@ -50,9 +48,6 @@ func (l *limits) words(from source, size int64, report bool) bool {
 	p, now := l.peer(from), l.now()
 	if report && !p.reports.AllowN(now, 1) {
 		return false
-	}
-	if size < 0 { // it does not say
-		size = api.MaxBody
 	}
 	return p.words.AllowN(now, int(min(size, wordsBurst)))
 }

@@ -132,6 +132,9 @@ func (s *Server) guarded(op operation) echo.HandlerFunc {
 		if size > limit {
 			return errTooLarge
 		}
+		if size < 0 { // it does not say
+			size = limit
+		}
 		if report, isWords := words[op.id]; isWords && !s.limits.words(who, size, report) {
 			return errTooMany
 		}

@@ -44,6 +44,10 @@ func TestKickstartGate(t *testing.T) {
 		{name: "its hardware address", path: ksMaster, from: ipMaster, headers: sendmac(macMaster), before: func(p *plane) { p.hardware[ipMaster] = macMaster }, want: 200},
 		{name: "another hardware address", path: ksMaster, from: ipMaster, headers: sendmac(macMaster), before: func(p *plane) { p.hardware[ipMaster] = macUnknown },
 			want: 403, reason: "it has the hardware address " + macUnknown.String()},
+		{name: "another one, behind proxy ARP", path: ksMaster, from: ipMaster, headers: sendmac(macMaster), before: func(p *plane) {
+			p.hardware[ipMaster] = macUnknown
+			p.rack.Config().Network.ProxiedARP = true
+		}, want: 200},
 		{name: "no ticket", path: "/ks/52-54-00-00-00-80", from: ipMaster, headers: sendmac(macMaster), want: 404},
 		{name: "a guessed ticket", path: "/ks/52-54-00-00-00-80/AAABnLxJ6gAAAAAAAAAAAAAAAAAAAAAA", from: ipMaster, headers: sendmac(macMaster), want: 403, reason: "not the one that the machine's boot script names"},
 		{name: "no base64", path: "/ks/52-54-00-00-00-80/!", from: ipMaster, headers: sendmac(macMaster), want: 403, reason: "not the one that the machine's boot script names"},

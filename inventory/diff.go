@@ -135,6 +135,7 @@ func flatten(c *Config) *flat {
 	f.subnet("network", "network.dhcp.pool", c.Network.Subnet)
 	f.put("network.ntp", c.Network.NTP)
 	f.put("network.domain", c.Network.Domain)
+	f.put("network.proxied_arp", c.Network.ProxiedARP)
 	f.put("network.dhcp.mode", c.Network.DHCP.Mode)
 	f.put("network.dhcp.lease_time", c.Network.DHCP.LeaseTime)
 	f.put("network.dhcp.unknown", c.Network.DHCP.Unknown)

@@ -66,7 +66,10 @@ type Network struct {
 	Domain  string   // DNS domain handed out and written to hosts files; "" for none
 	NTP     []string // host names or addresses
 	Relayed []Subnet // further networks, reached through DHCP relay agents
-	DHCP    DHCP
+	// ProxiedARP: somebody else answers ARP for the machines of the server's own network, so that their hardware addresses
+	// are not seen there (RFC 1027).
+	ProxiedARP bool
+	DHCP       DHCP
 }
 
 // Subnet is one IPv4 network on which machines boot.

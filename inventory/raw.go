@@ -36,6 +36,8 @@ type rawNetwork struct {
 	Domain  string      `mapstructure:"domain"`
 	DHCP    rawDHCP     `mapstructure:"dhcp"`
 	Relayed []rawSubnet `mapstructure:"relayed"`
+
+	ProxiedARP bool `mapstructure:"proxied_arp"`
 }
 
 type rawDHCP struct {
@@ -142,6 +144,7 @@ func defaults() map[string]any {
 		"server.dhcp_port":               67,
 		"server.data_dir":                "/var/lib/rackstrap",
 		"server.cache_size":              "20GiB",
+		"network.proxied_arp":            false,
 		"network.dhcp.mode":              string(DHCPServer),
 		"network.dhcp.lease_time":        "12h",
 		"network.dhcp.unknown":           string(UnknownDiscover),

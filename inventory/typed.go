@@ -67,6 +67,8 @@ func (t *typer) network(raw rawNetwork) Network {
 		Subnet: t.subnet("network", rawSubnet{raw.Subnet, raw.Gateway, raw.DNS, raw.DHCP.Pool}, "dhcp.pool"),
 		Domain: raw.Domain,
 		NTP:    raw.NTP,
+
+		ProxiedARP: raw.ProxiedARP,
 		DHCP: DHCP{
 			Mode:          oneOf(t, "network.dhcp.mode", DHCPMode(raw.DHCP.Mode), DHCPServer, DHCPProxy, DHCPOff),
 			LeaseTime:     t.duration("network.dhcp.lease_time", raw.DHCP.LeaseTime, time.Minute, maxLease),

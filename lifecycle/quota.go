@@ -26,7 +26,9 @@ func Classes() []Class { return []Class{Traces, Alarms, Story} }
 func (e Event) Class() Class {
 	switch e.Source {
 	case "lifecycle", "operator":
-		return Story
+		if e.Kind != "flood" && e.Kind != "suspect" { // what strangers cause
+			return Story
+		}
 	case "cluster":
 		if e.Kind != "facts" && e.Kind != "clock" {
 			return Story
@@ -44,8 +46,12 @@ const (
 	quotaFor     = time.Minute
 	quotaOf      = 120
 	quotaOfAlarm = 10
-	// maxQuotas bounds what is counted at once; beyond, observations are left out.
-	maxQuotas = 20_000
+	// maxQuotaFor is how long the time grows to, twofold each time, of a kind that does not stop: one is listed and one reports
+	// how many there were, so that a day of it takes a few places.
+	maxQuotaFor = 6 * time.Hour
+	// maxQuotas bounds what is counted at once, half of it for machines outside the list. Beyond, theirs are left out, and those of
+	// the list listed.
+	maxQuotas = 40_000
 )
 
 type quotaKey struct {
@@ -58,9 +64,17 @@ type quotaKey struct {
 
 type quota struct {
 	since  time.Time
+	period time.Duration
 	listed int
 	left   int
 	last   Event
+}
+
+func limitOf(e Event) int {
+	if e.Level == Alarm {
+		return quotaOfAlarm
+	}
+	return quotaOf
 }
 
 // quotas counts observations by machine, source and kind.
@@ -72,10 +86,6 @@ type quotas struct {
 
 // admit tells whether an observation is listed; else it is counted.
 func (q *quotas) admit(e Event) bool {
-	limit := quotaOf
-	if e.Level == Alarm {
-		limit = quotaOfAlarm
-	}
 	key := quotaKey{e.MAC, e.Machine, e.Source, e.Kind, e.Level == Alarm}
 	q.mu.Lock()
 	defer q.mu.Unlock()
@@ -84,13 +94,13 @@ func (q *quotas) admit(e Event) bool {
 	}
 	one := q.of[key]
 	if one == nil {
-		if len(q.of) >= maxQuotas {
-			return false
+		if of := len(q.of); of >= maxQuotas || of >= maxQuotas/2 && e.Machine == "" {
+			return e.Machine != ""
 		}
-		one = &quota{since: e.Time}
+		one = &quota{since: e.Time, period: quotaFor}
 		q.of[key] = one
 	}
-	if one.listed < limit {
+	if one.listed < limitOf(e) {
 		one.listed++
 		return true
 	}
@@ -110,17 +120,19 @@ func (q *quotas) sweep(now time.Time, all bool) (reports []Event) {
 	q.swept = now
 	for key, one := range q.of {
 		age := now.Sub(one.since)
-		if !all && age >= 0 && age < quotaFor {
+		if !all && age >= 0 && age < one.period {
 			continue
 		}
-		delete(q.of, key)
 		if one.left == 0 {
+			delete(q.of, key)
 			continue
 		}
 		e := one.last
 		e.Time = now
 		e.Text = fmt.Sprintf("%d more of this kind since %s; the last one: %s", one.left, one.since.UTC().Format("15:04:05"), e.Text)
 		reports = append(reports, e)
+		// It may go on: then one is listed, and the next report comes later.
+		*one = quota{since: now, period: min(2*one.period, maxQuotaFor), listed: limitOf(e) - 1}
 	}
 	return reports
 }

@@ -91,7 +91,10 @@ func appendEvents(tx *bolt.Tx, lines []line) error {
 			held = uint64(log.Stats().KeyN)
 		}
 		for ; held > lifecycle.EventsPerMachine; held-- {
-			oldest, _ := log.Cursor().First()
+			oldest, value := log.Cursor().First()
+			if err := rescue(root, l.log, oldest, value); err != nil {
+				return err
+			}
 			if err := log.Delete(oldest); err != nil {
 				return err
 			}
@@ -101,6 +104,25 @@ func appendEvents(tx *bolt.Tx, lines []line) error {
 		}
 	}
 	return nil
+}
+
+// rescue puts an event that has to go into the log of its class, if it is not there: versions up to 3 had one log for all.
+func rescue(root *bolt.Bucket, from, key, value []byte) error {
+	if len(from) != len(inventory.MAC{}) {
+		return nil
+	}
+	var e lifecycle.Event
+	if json.Unmarshal(value, &e) != nil || e.Class() == lifecycle.Traces {
+		return nil
+	}
+	log, err := root.CreateBucketIfNotExists(append(bytes.Clone(from), e.Class()...))
+	if err != nil || log.Sequence() >= lifecycle.EventsPerMachine {
+		return err
+	}
+	if err := log.Put(bytes.Clone(key), bytes.Clone(value)); err != nil {
+		return err
+	}
+	return log.SetSequence(log.Sequence() + 1)
 }
 
 func eventKey(seq uint64) []byte { return binary.BigEndian.AppendUint64(nil, seq) }

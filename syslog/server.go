@@ -57,7 +57,8 @@ type Server struct {
 	metrics  *metrics
 
 	mu    sync.Mutex
-	conns map[net.Conn]string // the machine's name
+	conns map[net.Conn]string      // the machine's name
+	lines map[string]*rate.Limiter // by machine: a connection that is made anew has no new budget
 }
 
 // Listen binds the receiver.
@@ -210,10 +211,23 @@ func (s *Server) serve(ctx context.Context, conn net.Conn) {
 	s.receive(conn, who, file)
 }
 
+// limitOf is how many lines a machine may send, over all its connections.
+func (s *Server) limitOf(name string) *rate.Limiter {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.lines == nil {
+		s.lines = map[string]*rate.Limiter{}
+	}
+	if s.lines[name] == nil {
+		s.lines[name] = rate.NewLimiter(rate.Limit(s.o.LinesPerSecond), 10*s.o.LinesPerSecond)
+	}
+	return s.lines[name]
+}
+
 // receive reads messages until the stream ends. file is nil where the log cannot be kept: progress is seen still.
 func (s *Server) receive(conn net.Conn, who sender, file *logFile) {
 	stream := newFrames(conn)
-	limit := rate.NewLimiter(rate.Limit(s.o.LinesPerSecond), 10*s.o.LinesPerSecond)
+	limit := s.limitOf(who.name)
 	broken := false // the file
 	keep := func(text string) {
 		if file == nil {

@@ -122,7 +122,7 @@ func (w *waiter) look(st operator.Status) (done bool, err error) {
 		case isReady(st, m):
 			ready++
 		case m.State == lifecycle.Ready: // its node is not any more: it may be again
-		case m.Action == lifecycle.ActionWait, m.Action == lifecycle.ActionHold && !(m.Record.IsHeld() && m.State.PastInstall()): // that one only boots its disk
+		case m.Action == lifecycle.ActionWait, m.Action == lifecycle.ActionHold: // what is held is handed nothing
 			return false, errors.New(m.Reason)
 		}
 	}

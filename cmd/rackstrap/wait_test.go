@@ -48,7 +48,7 @@ func TestWait(t *testing.T) {
 			out: "   1m30s  a          failed       a failed: no disk\n"},
 		"failed, and tried again": {st: rack(machine("a", lifecycle.Failed, lifecycle.ActionInstall, "installation 2 of 3 follows")),
 			out: "   1m30s  a          failed       installation 2 of 3 follows\n"},
-		"held, on its way all the same": {st: held(rack(machine("a", lifecycle.Waiting, lifecycle.ActionHold, "a is held"))),
+		"held, after its installation": {st: held(rack(machine("a", lifecycle.Waiting, lifecycle.ActionHold, "a is held"))), err: "a is held",
 			out: "   1m30s  a          waiting      a is held\n"},
 		"held before it was installed": {st: held(rack(machine("a", lifecycle.Armed, lifecycle.ActionHold, "a is held"))), err: "a is held",
 			out: "   1m30s  a          armed        a is held\n"},

@@ -22,15 +22,18 @@ const (
 // Classes are all of them.
 func Classes() []Class { return []Class{Traces, Alarms, Story} }
 
-// Class is that of an event. What a machine says of itself is a trace, whoever notes it.
+// caused are the kinds that the appliance notes itself, but as often as a stranger or a node wants: two UUIDs in turns in
+// made-up DHCP, firmware in the name of a machine that runs, MACs outside the list, facts with every exchange.
+var caused = map[string]bool{
+	"lifecycle uuid": true, "lifecycle suspect": true, "lifecycle flood": true,
+	"cluster facts": true, "cluster clock": true,
+}
+
+// Class is that of an event. What a peer causes is a trace or an alarm, whoever notes it; that a machine is held is its story.
 func (e Event) Class() Class {
 	switch e.Source {
-	case "lifecycle", "operator":
-		if e.Kind != "flood" && e.Kind != "suspect" { // what strangers cause
-			return Story
-		}
-	case "cluster":
-		if e.Kind != "facts" && e.Kind != "clock" {
+	case "lifecycle", "operator", "cluster":
+		if !caused[e.Source+" "+e.Kind] {
 			return Story
 		}
 	}
@@ -67,6 +70,7 @@ type quota struct {
 	period time.Duration
 	listed int
 	left   int
+	came   bool // something, since the period began
 	last   Event
 }
 
@@ -100,6 +104,7 @@ func (q *quotas) admit(e Event) bool {
 		one = &quota{since: e.Time, period: quotaFor}
 		q.of[key] = one
 	}
+	one.came = true
 	if one.listed < limitOf(e) {
 		one.listed++
 		return true
@@ -123,8 +128,13 @@ func (q *quotas) sweep(now time.Time, all bool) (reports []Event) {
 		if !all && age >= 0 && age < one.period {
 			continue
 		}
+		longer := min(2*one.period, maxQuotaFor)
 		if one.left == 0 {
-			delete(q.of, key)
+			if key.alarm && one.came && !all { // few at a time, for ever, would take all places as well
+				*one = quota{since: now, period: longer}
+			} else {
+				delete(q.of, key)
+			}
 			continue
 		}
 		e := one.last
@@ -132,7 +142,7 @@ func (q *quotas) sweep(now time.Time, all bool) (reports []Event) {
 		e.Text = fmt.Sprintf("%d more of this kind since %s; the last one: %s", one.left, one.since.UTC().Format("15:04:05"), e.Text)
 		reports = append(reports, e)
 		// It may go on: then one is listed, and the next report comes later.
-		*one = quota{since: now, period: min(2*one.period, maxQuotaFor), listed: limitOf(e) - 1}
+		*one = quota{since: now, period: longer, listed: limitOf(e) - 1}
 	}
 	return reports
 }

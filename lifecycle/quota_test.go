@@ -81,3 +81,56 @@ func TestCountedBeyondTheTable(t *testing.T) {
 	require.Len(t, q.of, maxQuotas/2)
 	require.True(t, q.admit(Event{Time: now, Machine: "kmaster", Source: "http", Kind: "refused", Level: Alarm}))
 }
+
+// textsOf are the texts of a machine's timeline.
+func textsOf(t *testing.T, r *Rack, mac inventory.MAC) (texts []string) {
+	t.Helper()
+	events, err := r.Events(t.Context(), EventQuery{MAC: mac})
+	require.NoError(t, err)
+	for _, e := range events {
+		texts = append(texts, e.Text)
+	}
+	return texts
+}
+
+// Made-up DHCP with two UUIDs in turns has the appliance itself note something each time.
+func TestUUIDsInTurnsPushNothingOut(t *testing.T) {
+	r, clock := newRack(t, NewMemoryStore(), config(func(c *inventory.Config) { c.Machines[1].MAC = macNode }))
+	boot(r, clock, macMaster)
+	_, _, err := r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
+	require.NoError(t, err)
+	uuids := []string{"4c4c4544-0042-3510-8052-b4c04f4e3132", "4c4c4544-0042-3510-8052-b4c04f4e3133"}
+	r.See(Sighting{MAC: macNode, UUID: uuids[0]})
+	for i := range 1200 {
+		r.See(Sighting{MAC: macMaster, UUID: uuids[i%2]})
+	}
+	r.reportCounted(true)
+	texts := textsOf(t, r, macMaster)
+	require.Contains(t, texts, "armed -> installing (kickstart fetched), attempt 1")
+	require.Contains(t, texts[len(texts)-1], "480 more of this kind since ")
+	require.Less(t, len(texts), quotaOf+10)
+}
+
+// Alarms of one kind, however fast, push out none of another kind within a day.
+func TestPatientAlarms(t *testing.T) {
+	for _, aMinute := range []int{1, quotaOfAlarm, 1000} {
+		t.Run(fmt.Sprint(aMinute), func(t *testing.T) {
+			r, clock := newRack(t, NewMemoryStore(), config())
+			r.Observe(Event{MAC: macMaster, Source: "node", Kind: "refused", Level: Alarm, Text: "of another kind"})
+			for range 24 * 60 {
+				for i := range aMinute {
+					r.Observe(Event{MAC: macMaster, Source: "http", Kind: "refused", Level: Alarm, Text: fmt.Sprint(i)})
+				}
+				clock.forward(time.Minute)
+				r.reportCounted(false)
+			}
+			require.Contains(t, textsOf(t, r, macMaster), "of another kind")
+			clock.forward(3 * maxQuotaFor) // it is quiet
+			r.reportCounted(false)
+			clock.forward(3 * maxQuotaFor)
+			r.reportCounted(false)
+			r.Observe(Event{MAC: macMaster, Source: "http", Kind: "refused", Level: Alarm, Text: "after that"})
+			require.Contains(t, textsOf(t, r, macMaster), "after that")
+		})
+	}
+}

@@ -78,6 +78,7 @@ func TestAttackWorkerFlood(t *testing.T) {
 	events := rackstrap(t, "--config", config, "events", "m0", "--limit", "0")
 	require.Contains(t, events, "installing -> installed (reported by its %post)")
 	require.Less(t, strings.Count(events, "\n"), 700)
+	require.Contains(t, events, "it sends more reports or logs than a machine may")
 	size := int64(0)
 	require.NoError(t, filepath.WalkDir(filepath.Join(filepath.Dir(config), "data", "logs"), func(_ string, e fs.DirEntry, err error) error {
 		if err == nil && e.Type().IsRegular() {

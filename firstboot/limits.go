@@ -41,21 +41,24 @@ const (
 	reportsRate  = 20 // a second
 )
 
-// words takes the size of a report or a log from what its machine may send; false: it has to wait.
-func (l *limits) words(from source, size int64, report bool) bool {
+// words takes the size of a report or a log from what its machine may send; else it has to wait, which is worth an event
+// once a minute.
+func (l *limits) words(from source, size int64, report bool) (ok, news bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p, now := l.peer(from), l.now()
-	if report && !p.reports.AllowN(now, 1) {
-		return false
+	ok = (!report || p.reports.AllowN(now, 1)) && p.words.AllowN(now, int(min(size, wordsBurst)))
+	if news = !ok && now.Sub(p.asked) >= time.Minute; news {
+		p.asked = now
 	}
-	return p.words.AllowN(now, int(min(size, wordsBurst)))
+	return ok, news
 }
 
 type peer struct {
 	calls, refusals *rate.Limiter
 	words, reports  *rate.Limiter
-	under           int // calls under way
+	asked           time.Time // to wait with its words, as was last reported
+	under           int       // calls under way
 }
 
 func newLimits(o Options) *limits {

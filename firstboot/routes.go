@@ -76,6 +76,7 @@ type caller struct {
 var (
 	errForeignAddress = errors.New("this is not the machine's address")
 	errTooMany        = errors.New("too many calls from this address")
+	errTooMuch        = errors.New("more reports or logs than a machine may send at a time")
 	errTooLarge       = errors.New("the body is too large")
 	errPanic          = errors.New("panic, see the log")
 )
@@ -135,8 +136,13 @@ func (s *Server) guarded(op operation) echo.HandlerFunc {
 		if size < 0 { // it does not say
 			size = limit
 		}
-		if report, isWords := words[op.id]; isWords && !s.limits.words(who, size, report) {
-			return errTooMany
+		if report, isWords := words[op.id]; isWords {
+			if ok, news := s.limits.words(who, size, report); !ok {
+				if news {
+					s.o.Rack.Observe(s.eventOf(name, lifecycle.Warn, "budget", "it sends more reports or logs than a machine may, and is asked to wait"))
+				}
+				return errTooMuch
+			}
 		}
 		c.Request().Body = http.MaxBytesReader(c.Response(), c.Request().Body, limit)
 		return op.handle(s, c, call)
@@ -213,7 +219,7 @@ func (s *Server) fault(err error, c echo.Context) {
 	case errors.Is(err, errTooLarge), errors.As(err, &large):
 		status, text = http.StatusRequestEntityTooLarge, errTooLarge.Error()
 		c.Response().Header().Set("Connection", "close") // the rest of the body is not read
-	case errors.Is(err, errTooMany):
+	case errors.Is(err, errTooMany), errors.Is(err, errTooMuch):
 		status, text = http.StatusTooManyRequests, err.Error()
 		c.Response().Header().Set("Retry-After", "2")
 	case errors.As(err, &asHTTP):

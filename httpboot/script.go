@@ -47,7 +47,9 @@ func (s *Server) script(c echo.Context, language string, render func(lifecycle.D
 			Text: fmt.Sprintf("%s script %q for %s: %s", language, d.Action, asker(c), d.Reason)}
 		switch d.Action { // screens that wait ask every 10 s
 		case lifecycle.ActionWait:
-			e.Level = lifecycle.Alarm
+			if e.Level = lifecycle.Alarm; d.Unseen {
+				e.Level = lifecycle.Warn
+			}
 			fallthrough
 		case lifecycle.ActionDiscover:
 			s.noteOnce(c, e)

@@ -178,8 +178,8 @@ func (r *Rack) see(s Sighting, now time.Time) (sharedUUID bool) {
 		r.unwritten = append(r.unwritten, known)
 	}
 	known.Last = now
-	known.LastBoot = later(known.LastBoot, s.LastBoot)
-	known.DiskBoot = later(known.DiskBoot, s.DiskBoot)
+	known.LastBoot = later(past(known.LastBoot, now), s.LastBoot)
+	known.DiskBoot = later(past(known.DiskBoot, now), s.DiskBoot)
 	replace(&known.VendorClass, s.VendorClass)
 	replace(&known.Firmware, s.Firmware)
 	replace(&known.Hostname, s.Hostname)
@@ -196,6 +196,14 @@ func replace(field *string, seen string) {
 	if seen != "" {
 		*field = plain.Line(seen, maxSeen)
 	}
+}
+
+// past is a time that was noted; zero if it is in the future: the clock was set back since.
+func past(t, now time.Time) time.Time {
+	if t.After(now) {
+		return time.Time{}
+	}
+	return t
 }
 
 func later(a, b time.Time) time.Time {

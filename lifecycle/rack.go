@@ -342,6 +342,8 @@ type Decision struct {
 	Machine inventory.Machine // from the list
 	Record  Record
 	Reason  string // one line for people: on screens, in refusals
+	// Unseen: it waits because its boot was not seen, as one does that was approved while it waited.
+	Unseen bool
 	// Anonymous: who asks is not seen to be that machine, and is told neither its name nor its state.
 	Anonymous bool
 

@@ -93,7 +93,7 @@ func (rec Record) admits(ticket string, issued, now time.Time, sameBoot bool) er
 	switch used := rec.Ticket != "" && hashSecret(ticket) == rec.Ticket; {
 	case now.Sub(issued) > bootFor:
 		return errors.New("its boot script is too old")
-	case used && !sameBoot, !used && rec.State != Armed && issued.Before(rec.Since.Truncate(time.Millisecond)):
+	case used && !sameBoot, !used && rec.State != Armed && issued.Before(past(rec.Since, now).Truncate(time.Millisecond)):
 		return errors.New("its boot script belongs to an earlier boot")
 	}
 	return nil
@@ -111,9 +111,9 @@ func (r *Rack) DecideBoot(mac inventory.MAC, client netip.Addr) Decision {
 	if d.Action != ActionInstall {
 		return d
 	}
-	last := r.lastBoot(d.Record)
-	if !seen && (last.Before(d.Record.Since) || r.now().Sub(last) > bootFor) {
-		d.Action = ActionWait
+	last, now := r.lastBoot(d.Record), r.now()
+	if !seen && (last.Before(past(d.Record.Since, now)) || now.Sub(last) > bootFor) {
+		d.Action, d.Unseen = ActionWait, true
 		d.Reason = fmt.Sprintf("%s waits: it was not seen to boot from the network since it is to be installed: it asks by DHCP again", d.Machine.Name)
 		return d
 	}

@@ -42,6 +42,7 @@ func TestDecideBoot(t *testing.T) {
 			d := r.DecideBoot(macMaster, m.IP)
 			require.Equal(t, c.want, d.Action, d.Reason)
 			require.Equal(t, c.want == ActionInstall, d.Ticket != "")
+			require.Equal(t, c.want == ActionWait, d.Unseen)
 			require.Equal(t, ActionInstall, r.Decide(macMaster).Action, "what status says")
 		})
 	}
@@ -198,4 +199,25 @@ func TestFirmwareBesideTheAgent(t *testing.T) {
 	require.False(t, r.Machines()[0].Record.IsHeld())
 	clock.forward(partiesFor)
 	require.NotContains(t, r.Machines()[0].Reason, "somebody else")
+}
+
+// A clock that is set, as that of an appliance is which starts without a battery, keeps no machine from being installed.
+func TestClockIsSet(t *testing.T) {
+	for _, by := range []time.Duration{-9000 * time.Hour, 9000 * time.Hour} {
+		r, clock := newRack(t, NewMemoryStore(), config())
+		m, _ := r.Machine(macMaster)
+		boot(r, clock, macMaster)
+		clock.forward(by)
+		boot(r, clock, macMaster)
+		d := r.DecideBoot(macMaster, m.IP)
+		require.Equal(t, ActionInstall, d.Action, d.Reason)
+		_, _, err := r.BeginInstall(t.Context(), macMaster, d.Ticket)
+		require.NoError(t, err)
+		clock.forward(by)
+		boot(r, clock, macMaster) // the power was cut
+		d = r.DecideBoot(macMaster, m.IP)
+		require.Equal(t, ActionInstall, d.Action, d.Reason)
+		_, _, err = r.BeginInstall(t.Context(), macMaster, d.Ticket)
+		require.NoError(t, err)
+	}
 }

@@ -118,8 +118,11 @@ func (l *virtualRack) serial(machine string) string {
 // awaitSerial waits until the serial log of a machine has a match after the given offset.
 func (l *virtualRack) awaitSerial(machine string, from int, pattern string, limit time.Duration) []string {
 	l.t.Helper()
-	if strings.HasSuffix(pattern, "(.*)") || strings.HasSuffix(pattern, `(\S+)`) {
-		pattern += `\s*\n` // a line that is not complete has a match, too
+	switch { // a line that is not complete has a match, too
+	case strings.HasSuffix(pattern, "(.*)"):
+		pattern += `\n`
+	case strings.HasSuffix(pattern, `(\S+)`):
+		pattern += `\s`
 	}
 	re := regexp.MustCompile(pattern)
 	deadline := time.Now().Add(limit)

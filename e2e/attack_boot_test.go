@@ -20,6 +20,8 @@ type thief struct {
 	t      *testing.T
 	config string
 	dir    string
+
+	attempt int
 }
 
 // get is an answer of the boot plane: its status, and its body.
@@ -39,7 +41,7 @@ func (a *thief) get(url string, headers ...string) (status, body string) {
 func (a *thief) post(name, call, token, body string) (status string) {
 	a.t.Helper()
 	out, err := exec.Command("ip", "netns", "exec", a.clients, "curl", "-sSk", "-o", os.DevNull, "-w", "%{http_code}", "--data-binary", body,
-		"-H", "Authorization: Bearer "+token, "-H", "Rackstrap-Attempt: 1", "-H", "Content-Type: application/json",
+		"-H", "Authorization: Bearer "+token, "-H", fmt.Sprintf("Rackstrap-Attempt: %d", a.attempt), "-H", "Content-Type: application/json",
 		"https://10.20.0.1:8443/api/v1/nodes/"+name+"/"+call).CombinedOutput()
 	require.NoError(a.t, err, "%s", out)
 	return string(out)
@@ -67,8 +69,9 @@ func TestAttackTheft(t *testing.T) {
 	n := newNetwork(t, "e2etheft")
 	config := stormConfig(t, 2)
 	n.serve(t, config)
-	a := &thief{n, t, config, t.TempDir()}
+	a := &thief{n, t, config, t.TempDir(), 1}
 	for machine, name := range []string{"m0", "m1"} { // a control plane, a worker
+		a.attempt = 1
 		mac, ip := stormMAC(machine).String(), fmt.Sprintf("10.20.1.%d", machine+1)
 		hyphens := strings.ReplaceAll(mac, ":", "-")
 		script, grub, ks := "http://10.20.0.1:8080/boot/"+hyphens+"/ipxe", "http://10.20.0.1:8080/grub/grub.cfg", "http://10.20.0.1:8080/ks/"+hyphens
@@ -133,6 +136,22 @@ func TestAttackTheft(t *testing.T) {
 		require.Equal(t, "423", a.post(name, "exchange", token[1], `{"attempt":1,"mac":"`+mac+`"}`))
 		out := rackstrap(t, "--config", config, "status")
 		require.Contains(t, out, name+" is held by the appliance (it calls as if it were installed")
+		require.Contains(t, a.events(name), "ALARM it calls as if it were installed")
+
+		// Nor does it get on by reporting first that the installation failed, in a boot of its own.
+		rackstrap(t, "--config", config, "unhold", name)
+		rackstrap(t, "--config", config, "reinstall", name)
+		n.bootAs(t, machine)
+		_, script2 := a.get(script)
+		kickstart, err = kickstartOf(script2)
+		require.NoError(t, err)
+		_, text = a.get(kickstart, header)
+		token = installToken.FindStringSubmatch(text)
+		require.NotNil(t, token)
+		a.attempt = 2
+		require.Equal(t, "204", a.post(name, "events", token[1], `{"attempt":2,"kind":"failed","phase":"pre","text":"no disk"}`))
+		require.Equal(t, "423", a.post(name, "events", token[1], `{"attempt":2,"kind":"installed","phase":"post"}`))
+		require.Equal(t, "423", a.post(name, "exchange", token[1], `{"attempt":2,"mac":"`+mac+`"}`))
 		require.Contains(t, a.events(name), "ALARM it calls as if it were installed")
 
 		// The operator looks, and has the real one installed.

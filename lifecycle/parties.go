@@ -26,7 +26,7 @@ func (r *Rack) signOfInstaller(name string) {
 	r.mu.RLock()
 	rec := r.records[name]
 	r.mu.RUnlock()
-	if rec.State != Installing {
+	if !rec.mayCallHome() {
 		return
 	}
 	r.lives.mu.Lock()
@@ -34,10 +34,18 @@ func (r *Rack) signOfInstaller(name string) {
 	r.lives.get(name).installer = rec.Attempt
 }
 
+// mayCallHome tells whether the end of an installation is still to come: it runs, or it failed, and may turn out to have
+// been slow only. Who has its token can report a failure, so that the second is no other case than the first.
+func (rec Record) mayCallHome() bool { return rec.State == Installing || rec.recovers(CallHome) }
+
 // installerSeen tells whether the installer of a machine's attempt was seen at work, or the daemon was not there all the
-// time to see it.
+// time to see it. Of an installation that failed it is not known when it began, only when the first of its tries did.
 func (r *Rack) installerSeen(rec Record) bool {
-	if r.started.After(rec.Since) {
+	began := rec.Since
+	if rec.State == Failed {
+		began = rec.Begun
+	}
+	if r.started.After(began) {
 		return true
 	}
 	r.lives.mu.Lock()
@@ -49,7 +57,7 @@ func (r *Rack) installerSeen(rec Record) bool {
 // Whoever has read its kickstart could do so at once. The secret is the attempt's; one that is not is somebody else's business.
 func (r *Rack) CheckInstaller(ctx context.Context, name string, attempt int, secret string) error {
 	rec, err := r.record(name)
-	if err != nil || rec.State != Installing || rec.checkSecret(attempt, secret, rec.SecretHash) != nil || r.installerSeen(rec) {
+	if err != nil || !rec.mayCallHome() || rec.checkSecret(attempt, secret, rec.SecretHash) != nil || r.installerSeen(rec) {
 		return nil
 	}
 	return r.suspect(ctx, rec, "it calls as if it were installed, and nothing was seen of its installer: no step of its scripts, no log, "+

@@ -150,6 +150,60 @@ func TestTwoParties(t *testing.T) {
 	require.Contains(t, held.Reason, "two parties act as this machine")
 }
 
+// Nor does what has only read the kickstart get on when the installation has failed, as whoever has its token can report.
+func TestNoShortCutOutOfFailed(t *testing.T) {
+	for name, fail := range map[string]func(*Rack, *clock){
+		"reported": func(r *Rack, _ *clock) {
+			_, err := r.FailInstall(t.Context(), "kmaster", "no disk")
+			require.NoError(t, err)
+		},
+		"stalled": func(r *Rack, c *clock) { c.forward(15 * time.Minute); r.failOverdue(t.Context()) },
+	} {
+		for _, c := range []struct {
+			name         string
+			before, late bool // signs of the installer
+			restarted    bool // the daemon, since the installation began
+			want         bool // the machine is held
+		}{
+			{name: "nothing was seen", want: true},
+			{name: "it was seen before", before: true},
+			{name: "it was slow, and is seen after it failed", late: true},
+			{name: "the daemon was away", restarted: true},
+		} {
+			t.Run(name+", "+c.name, func(t *testing.T) {
+				store := NewMemoryStore()
+				r, clock := limited(t, store)
+				rec, secret, err := r.BeginInstall(t.Context(), macMaster, r.Ticket(macMaster))
+				require.NoError(t, err)
+				if c.before {
+					require.True(t, r.Report("kmaster", rec.Attempt, Progress{Phase: "pre"}))
+				}
+				if c.restarted {
+					now := clock.Now()
+					r, clock = newRack(t, store, limits())
+					clock.forward(now.Sub(clock.Now()) + time.Second)
+					r.started = clock.Now()
+				}
+				fail(r, clock)
+				require.Equal(t, Failed, stateOf(t, r, "kmaster").State)
+				if c.late {
+					require.True(t, r.Report("kmaster", rec.Attempt, Progress{Phase: "post"}))
+				}
+				var held *HeldError
+				require.NoError(t, r.CheckInstaller(t.Context(), "kmaster", rec.Attempt, "guessed"))
+				require.Equal(t, c.want, errors.As(r.CheckInstaller(t.Context(), "kmaster", rec.Attempt, secret), &held))
+				require.Equal(t, c.want, stateOf(t, r, "kmaster").IsHeld())
+				if !c.want {
+					return
+				}
+				_, err = r.Unhold(t.Context(), "kmaster")
+				require.NoError(t, err)
+				require.NoError(t, r.CheckInstaller(t.Context(), "kmaster", rec.Attempt, secret), "the operator vouches for it")
+			})
+		}
+	}
+}
+
 func TestSignsOfAnInstaller(t *testing.T) {
 	for name, sign := range map[string]func(*Rack){
 		"a request":      func(r *Rack) { m, _ := r.Machine(macMaster); r.SignOfInstaller(m.IP) },

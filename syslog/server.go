@@ -268,6 +268,7 @@ func (s *Server) receive(conn net.Conn, who sender, file *logFile) {
 		m := parse(line)
 		m.tag, m.text = plain.Line(m.tag, maxTag), s.o.Rack.Redact(who.name, plain.Spaced(m.text, maxLine))
 		s.o.Rack.Alive(who.from)
+		s.o.Rack.SignOfInstaller(who.from)
 		s.packages(&who, m)
 		failure.line(m)
 		if m.tag != "" {

@@ -201,6 +201,17 @@ func TestInstallersLog(t *testing.T) {
 	require.EqualValues(t, 253, r.count("lines_total", ""))
 }
 
+// Any line is a sign of an installer: where packages come from elsewhere, and no report gets through, there is no other.
+func TestLogIsASignOfTheInstaller(t *testing.T) {
+	r := newReceiver(t)
+	r.send(ipMaster, "<142>Nov 26 15:04:05 localhost anaconda: Kernel command line: inst.ks=http://10.10.10.1/ks/x\n")
+	require.NoError(t, r.rack.CheckInstaller(t.Context(), "kmaster", 1, r.secret))
+	secret := r.begin(macNode)
+	r.send(ipNobody, "<142>Nov 26 15:04:05 localhost anaconda: hello\n")
+	var held *lifecycle.HeldError
+	require.ErrorAs(t, r.rack.CheckInstaller(t.Context(), "knode1", 1, secret), &held)
+}
+
 // Nobody's words are taken for a machine's, nor those of a machine that is not being installed.
 func TestWhoIsTurnedAway(t *testing.T) {
 	r := newReceiver(t)

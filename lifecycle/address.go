@@ -69,10 +69,8 @@ func (r *Rack) mayInstall(d Decision, ticket string) (sameBoot bool, err error) 
 	if !ok {
 		return false, &NotInstallingError{Reason: "its path is not the one that the machine's boot script names"}
 	}
-	if _, reported := r.progress(d.Record); sameBoot && reported {
-		return false, &NotInstallingError{Reason: "its installer runs already, with another copy of it: two parties act as this machine"}
-	}
-	if err := d.Record.admits(ticket, issued, r.now(), sameBoot); err != nil {
+	_, reported := r.progress(d.Record)
+	if err := d.Record.admits(ticket, issued, r.now(), sameBoot, reported); err != nil {
 		return false, &NotInstallingError{Reason: err.Error()}
 	}
 	return sameBoot, nil

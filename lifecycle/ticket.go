@@ -87,14 +87,16 @@ func (r *Rack) issued(mac inventory.MAC, ticket string) (time.Time, bool) {
 }
 
 // admits tells whether a kickstart may be given for a ticket, by the record of its machine: nil, or why not. The ticket of the
-// installation that runs is good for the same boot again (curl --retry); another has to be of a script that was read since
-// that installation began. What a machine was installed with is worth nothing when it is armed anew.
-func (rec Record) admits(ticket string, issued, now time.Time, sameBoot bool) error {
+// installation that runs is good for the same boot again (curl --retry) until its installer has reported; another has to be of a
+// script that was read since that installation began. What a machine was installed with is worth nothing when it is armed anew.
+func (rec Record) admits(ticket string, issued, now time.Time, sameBoot, reported bool) error {
 	switch used := rec.Ticket != "" && hashSecret(ticket) == rec.Ticket; {
 	case now.Sub(issued) > bootFor:
 		return errors.New("its boot script is too old")
 	case used && !sameBoot, !used && rec.State != Armed && issued.Before(past(rec.Since, now).Truncate(time.Millisecond)):
 		return errors.New("its boot script belongs to an earlier boot")
+	case used && reported:
+		return errors.New("its installer runs already, with another copy of it: two parties act as this machine")
 	}
 	return nil
 }
@@ -106,13 +108,13 @@ func (rec Record) admits(ticket string, issued, now time.Time, sameBoot bool) er
 func (r *Rack) DecideBoot(mac inventory.MAC, client netip.Addr) Decision {
 	r.mu.RLock()
 	d := r.at(r.decide(mac, ""), client)
-	seen := r.config.Network.DHCP.Mode == inventory.DHCPOff
+	seesBoots := r.config.Network.DHCP.Mode != inventory.DHCPOff
 	r.mu.RUnlock()
 	if d.Action != ActionInstall {
 		return d
 	}
 	last, now := r.lastBoot(d.Record), r.now()
-	if !seen && (last.Before(past(d.Record.Since, now)) || now.Sub(last) > bootFor) {
+	if seesBoots && (last.Before(past(d.Record.Since, now)) || now.Sub(last) > bootFor) {
 		d.Action, d.Unseen = ActionWait, true
 		d.Reason = fmt.Sprintf("%s waits: it was not seen to boot from the network since it is to be installed: it asks by DHCP again", d.Machine.Name)
 		return d

@@ -275,3 +275,27 @@ func TestClockIsSet(t *testing.T) {
 		require.NoError(t, err)
 	}
 }
+
+// Where the appliance sees no boots, a machine that lost its power in %post reads its script again, and is installed again.
+func TestPowerLossWithoutDHCP(t *testing.T) {
+	cfg := config()
+	cfg.Network.DHCP.Mode = inventory.DHCPOff
+	r, clock := newRack(t, NewMemoryStore(), cfg)
+	m, _ := r.Machine(macMaster)
+	install := func() string {
+		clock.forward(time.Minute)
+		d := r.DecideBoot(macMaster, m.IP)
+		require.Equal(t, ActionInstall, d.Action, d.Reason)
+		clock.forward(time.Second) // it loads its installer
+		rec, _, err := r.BeginInstall(t.Context(), macMaster, d.Ticket)
+		require.NoError(t, err)
+		require.True(t, r.Report("kmaster", rec.Attempt, Progress{Phase: "post"}))
+		return d.Ticket
+	}
+	first := install()
+	second := install()
+	for _, ticket := range []string{first, second} {
+		var not *NotInstallingError
+		require.ErrorAs(t, r.MayInstall(macMaster, ticket), &not, "of a boot whose installer has reported")
+	}
+}

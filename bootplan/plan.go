@@ -47,29 +47,20 @@ func (p *Plan) CheckAnswers(check func(lifecycle.Decision) error) { p.answers = 
 // in use.
 func (p *Plan) SetNeighbours(of func(netip.Addr) (inventory.MAC, bool)) { p.neighbour = of }
 
-// Foreign tells whether the client with this address is seen to be other hardware than the machine with that MAC. Behind a
-// router nobody sees that.
-func (p *Plan) Foreign(mac inventory.MAC, client netip.Addr) (hardware inventory.MAC, yes bool) {
-	hardware, seen := p.hardware(client)
-	return hardware, seen && !p.rack.SameMachine(hardware, mac)
-}
-
-// hardware is the hardware address of a client, where it can be seen.
-func (p *Plan) hardware(client netip.Addr) (inventory.MAC, bool) {
-	if p.rack.Config().Network.ProxiedARP {
-		return inventory.MAC{}, false
+// Recognise tells whether the client with this address is the machine with that MAC, as far as can be seen: by its
+// hardware address, or behind a router by the address that it was given. A hardware address that is seen, and not the
+// machine's, is returned.
+func (p *Plan) Recognise(mac inventory.MAC, client netip.Addr) (foreign inventory.MAC, yes bool) {
+	if !p.rack.Config().Network.ProxiedARP {
+		if hardware, seen := p.neighbour(client); seen {
+			if p.rack.SameMachine(hardware, mac) {
+				return inventory.MAC{}, true
+			}
+			return hardware, false
+		}
 	}
-	return p.neighbour(client)
-}
-
-// recognised tells whether the client with this address is the machine with that MAC, as far as can be seen: by its
-// hardware address, or behind a router by the address that it was given.
-func (p *Plan) recognised(mac inventory.MAC, client netip.Addr) bool {
-	own, known := p.hardware(client)
-	if !known {
-		own, known = p.rack.MACByIP(client)
-	}
-	return known && p.rack.SameMachine(own, mac)
+	own, known := p.rack.MACByIP(client)
+	return inventory.MAC{}, known && p.rack.SameMachine(own, mac)
 }
 
 // unrecognised is what others than the machine itself are told of why it boots what.
@@ -85,8 +76,9 @@ func (p *Plan) Decide(mac inventory.MAC, client netip.Addr) lifecycle.Decision {
 			d.Reason = fmt.Sprintf("%s waits: its kickstart cannot be rendered: %v", d.Machine.Name, err)
 		}
 	}
-	if (d.Listed || d.CardOf != "") && !p.recognised(mac, client) {
-		d.Anonymous = true
+	if d.Listed || d.CardOf != "" {
+		foreign, own := p.Recognise(mac, client)
+		d.Hardware, d.Anonymous = foreign, !own
 	}
 	return d
 }

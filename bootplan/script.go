@@ -208,10 +208,10 @@ func (p *Plan) openGRUBConfig(name string, own inventory.MAC, identified bool, c
 		// Nothing in the name and nothing known of the address (proxy mode): GRUB knows its own MAC.
 		return configFile(file, []byte("configfile /grub/host-$net_default_mac.cfg\n")), nil
 	}
-	if hardware, foreign := p.Foreign(mac, client); foreign && p.rack.Listed(mac) {
-		return nil, &Refusal{fmt.Sprintf("%s belongs to %s, and your hardware address is %s", file, mac, hardware)}
-	}
 	d := p.Decide(mac, client)
+	if !d.Hardware.IsZero() {
+		return nil, &Refusal{fmt.Sprintf("%s belongs to %s, and %s has the hardware address %s", file, mac, client, d.Hardware)}
+	}
 	if reason, skip := d.OffersNothing(); skip {
 		return nil, &Refusal{reason}
 	}

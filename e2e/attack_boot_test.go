@@ -19,7 +19,6 @@ type thief struct {
 	network
 	t      *testing.T
 	config string
-	dir    string
 
 	attempt int
 }
@@ -69,7 +68,7 @@ func TestAttackTheft(t *testing.T) {
 	n := newNetwork(t, "e2etheft")
 	config := stormConfig(t, 2)
 	n.serve(t, config)
-	a := &thief{n, t, config, t.TempDir(), 1}
+	a := &thief{n, t, config, 1}
 	for machine, name := range []string{"m0", "m1"} { // a control plane, a worker
 		a.attempt = 1
 		mac, ip := stormMAC(machine).String(), fmt.Sprintf("10.20.1.%d", machine+1)

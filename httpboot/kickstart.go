@@ -77,7 +77,7 @@ func (s *Server) admit(c echo.Context, mac inventory.MAC) (inventory.Machine, er
 	if client(c) != m.IP {
 		return m, s.denyKickstart(c, m, fmt.Sprintf("it is for %s only", m.IP))
 	}
-	if hardware, foreign := s.o.Plan.Foreign(mac, client(c)); foreign {
+	if hardware, _ := s.o.Plan.Recognise(mac, client(c)); !hardware.IsZero() {
 		return m, s.denyKickstart(c, m, fmt.Sprintf("it has the hardware address %s", hardware))
 	}
 	nics, sent := provisioningMACs(c.Request().Header)

@@ -25,9 +25,9 @@ func (s *Server) script(c echo.Context, language string, render func(lifecycle.D
 		return err
 	}
 	d := s.o.Plan.Decide(mac, client(c))
-	if hardware, foreign := s.o.Plan.Foreign(mac, client(c)); foreign && (d.Listed || d.CardOf != "") {
+	if !d.Hardware.IsZero() {
 		return &denial{mac: mac, level: lifecycle.Alarm, reason: notYours,
-			event: fmt.Sprintf("boot script of %s asked for by %s, which has the hardware address %s", d.Machine.Name, asker(c), hardware)}
+			event: fmt.Sprintf("boot script of %s asked for by %s, which has the hardware address %s", d.Machine.Name, asker(c), d.Hardware)}
 	}
 	if own, known := s.o.Rack.MACByIP(client(c)); known && !s.o.Rack.SameMachine(own, mac) && wantsInstall(d) {
 		return &denial{mac: mac, level: lifecycle.Alarm,

@@ -17,8 +17,11 @@ func (r *Rack) SignOfInstaller(from netip.Addr) {
 	if !ok {
 		return
 	}
-	if m, listed := r.Machine(mac); listed {
-		r.signOfInstaller(m.Name)
+	r.mu.RLock()
+	name, listed := r.names[mac]
+	r.mu.RUnlock()
+	if listed {
+		r.signOfInstaller(name)
 	}
 }
 

@@ -346,6 +346,7 @@ type Decision struct {
 	Unseen bool
 	// Anonymous: who asks is not seen to be that machine, and is told neither its name nor its state.
 	Anonymous bool
+	Hardware  inventory.MAC // of who asks, if it is seen and not the machine's; else zero
 
 	Ticket string // of the boot script that says "install", see Ticket
 }

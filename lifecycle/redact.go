@@ -26,7 +26,7 @@ func (r *Rack) Redact(name, text string) string {
 	r.mu.RUnlock()
 	if len(text) >= 64 {
 		text = hexSecret.ReplaceAllStringFunc(text, func(word string) string {
-			if sum := hashSecret(word); sum == rec.SecretHash || sum == rec.Node.CredentialHash {
+			if sum := hashSecret(word); sum == rec.SecretHash || sum == rec.Node.CredentialHash || sum == rec.Node.SpentHash {
 				return hidden
 			}
 			return word

@@ -151,7 +151,7 @@ func (d *daemon) bind(cfg *inventory.Config, metrics *prometheus.Registry) error
 	}
 	answers := &kickstarts{rack: d.rack, renderer: renderer, ca: string(authority.PEM()), agents: agents}
 	d.plan.CheckAnswers(answers.check)
-	if d.repos, err = openRepos(renderer, cfg, d.config.Load, metrics, d.alarm, d.log); err != nil {
+	if d.repos, err = openRepos(renderer, cfg, d.config.Load, d.rack.ListedAddress, metrics, d.alarm, d.log); err != nil {
 		return err
 	}
 	d.add("repos", "", d.repos, d.repos.Run)

@@ -25,10 +25,10 @@ import (
 )
 
 // openRepos opens the package repositories that the appliance serves, and their cache.
-func openRepos(r *kickstart.Renderer, cfg *inventory.Config, config func() *inventory.Config, metrics prometheus.Registerer, alarm func(string), log *slog.Logger) (*repo.Service, error) {
+func openRepos(r *kickstart.Renderer, cfg *inventory.Config, config func() *inventory.Config, listed func(netip.Addr) bool, metrics prometheus.Registerer, alarm func(string), log *slog.Logger) (*repo.Service, error) {
 	s, err := repo.Open(repo.Options{Dir: filepath.Join(cfg.Server.DataDir, "cache"), Limit: cfg.Server.CacheSize,
 		Log: log, Now: time.Now, Metrics: metrics, Alarm: alarm, Proxy: proxyOf(config),
-		Listed: func(a netip.Addr) bool { _, listed := config().ByIP(a); return listed }})
+		Listed: listed})
 	if err != nil {
 		return nil, err
 	}
